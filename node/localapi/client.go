@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package localapi
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+)
+
+// host is the only Host that the daemon answers to. A browser can't be made to send it to a Unix socket.
+const host = "pilot"
+
+// maxAnswer bounds what a client reads, in bytes.
+const maxAnswer = 16 << 20
+
+// Client talks to the daemon. It is safe for concurrent use.
+type Client struct{ http *http.Client }
+
+// NewClient returns a client that reaches the daemon by dial, which should check who owns the socket.
+func NewClient(dial func(ctx context.Context) (net.Conn, error)) *Client {
+	return &Client{http: &http.Client{Transport: &http.Transport{
+		DialContext:       func(ctx context.Context, _, _ string) (net.Conn, error) { return dial(ctx) },
+		DisableKeepAlives: true,
+	}}}
+}
+
+// Status asks for the daemon's state.
+func (c *Client) Status(ctx context.Context) (Status, error) {
+	return call[Status](ctx, c, http.MethodGet, "/v1/status", nil)
+}
+
+// Up joins, makes or resumes a network. It returns when the network is usable.
+func (c *Client) Up(ctx context.Context, r UpRequest) (UpResult, error) {
+	return call[UpResult](ctx, c, http.MethodPost, "/v1/up", r)
+}
+
+// Down ends the daemon.
+func (c *Client) Down(ctx context.Context) (DownResult, error) {
+	return call[DownResult](ctx, c, http.MethodPost, "/v1/down", struct{}{})
+}
+
+// Ping sends one echo through the tunnel.
+func (c *Client) Ping(ctx context.Context, r PingRequest) (PingResult, error) {
+	return call[PingResult](ctx, c, http.MethodPost, "/v1/ping", r)
+}
+
+// Invite makes an invite.
+func (c *Client) Invite(ctx context.Context, r InviteRequest) (InviteResult, error) {
+	return call[InviteResult](ctx, c, http.MethodPost, "/v1/invites", r)
+}
+
+// Agents lists the agents that this one may see.
+func (c *Client) Agents(ctx context.Context) (AgentList, error) {
+	return call[AgentList](ctx, c, http.MethodGet, "/v1/agents", nil)
+}
+
+// TrustList lists the consents given and received.
+func (c *Client) TrustList(ctx context.Context) (TrustList, error) {
+	return call[TrustList](ctx, c, http.MethodGet, "/v1/trust", nil)
+}
+
+// Trust changes a consent.
+func (c *Client) Trust(ctx context.Context, r TrustRequest) (TrustEntry, error) {
+	return call[TrustEntry](ctx, c, http.MethodPost, "/v1/trust", r)
+}
+
+// WhoIs looks an agent up by name, address or key.
+func (c *Client) WhoIs(ctx context.Context, q string) (Agent, error) {
+	return call[Agent](ctx, c, http.MethodGet, "/v1/whois?q="+url.QueryEscape(q), nil)
+}
+
+type errorBody struct {
+	Error *Error `json:"error"`
+}
+
+func call[T any](ctx context.Context, c *Client, method, path string, body any) (T, error) {
+	var answer T
+	var reader io.Reader
+	if body != nil {
+		raw, err := json.Marshal(body)
+		if err != nil {
+			return answer, err
+		}
+		reader = bytes.NewReader(raw)
+	}
+	req, err := http.NewRequestWithContext(ctx, method, "http://"+host+path, reader)
+	if err != nil {
+		return answer, err
+	}
+	req.Header.Set("Content-Type", "application/json")
+	resp, err := c.http.Do(req)
+	if err != nil {
+		if own := (*Error)(nil); errors.As(err, &own) { // from dial
+			return answer, own
+		}
+		if ctx.Err() != nil {
+			return answer, &Error{Code: CodeTimeout, Message: "the daemon did not answer in time", Hint: "look at its log: pilot help daemon"}
+		}
+		return answer, &Error{Code: CodeNotRunning, Message: "no pilot daemon answers: " + err.Error(), Hint: "start it with: pilot up"}
+	}
+	defer resp.Body.Close()
+	raw, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
+	if err != nil {
+		return answer, &Error{Code: CodeNotRunning, Message: "the daemon ended in the middle of its answer", Hint: "start it with: pilot up"}
+	}
+	if resp.StatusCode >= http.StatusBadRequest {
+		var e errorBody
+		if json.Unmarshal(raw, &e) == nil && e.Error != nil {
+			return answer, e.Error
+		}
+		return answer, &Error{Code: CodeVersionDiffers, Message: "the daemon answered " + resp.Status,
+			Hint: "the daemon may be of another version: run pilot down, then pilot up"}
+	}
+	if err := json.Unmarshal(raw, &answer); err != nil {
+		return answer, &Error{Code: CodeVersionDiffers, Message: "the daemon's answer can't be read: " + err.Error(),
+			Hint: "the daemon may be of another version: run pilot down, then pilot up"}
+	}
+	return answer, nil
+}

@@ -1,0 +1,176 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package localapi
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"log/slog"
+	"net"
+	"net/http"
+	"time"
+)
+
+// maxRequest bounds a request's body, in bytes.
+const maxRequest = 64 << 10
+
+// Daemon is what the local API needs of the node. Failures are *Error; others are shown as INTERNAL.
+type Daemon interface {
+	Up(context.Context, UpRequest) (UpResult, error)
+	Down(context.Context) (DownResult, error)
+	Status(context.Context) (Status, error)
+	Ping(context.Context, PingRequest) (PingResult, error)
+	Invite(context.Context, InviteRequest) (InviteResult, error)
+	Agents(context.Context) (AgentList, error)
+	Trust(context.Context, TrustRequest) (TrustEntry, error)
+	WhoIs(ctx context.Context, q string) (Agent, error)
+}
+
+// TrustLister is the read side of trust.
+type TrustLister interface {
+	TrustList(context.Context) (TrustList, error)
+}
+
+// Caller decides by a connection who is calling. It returns an *Error to refuse.
+type Caller func(net.Conn) error
+
+// ServerOptions are what a Server needs. Daemon, Trust, Caller and Log are required.
+type ServerOptions struct {
+	Daemon  Daemon
+	Trust   TrustLister
+	Caller  Caller
+	Metrics http.Handler // optional
+	Log     *slog.Logger
+}
+
+// Server answers the local API.
+type Server struct {
+	opts ServerOptions
+	mux  *http.ServeMux
+}
+
+// NewServer returns a server; Serve makes it answer.
+func NewServer(opts ServerOptions) *Server {
+	s := &Server{opts: opts, mux: http.NewServeMux()}
+	d := opts.Daemon
+	s.mux.Handle("GET /v1/status", answer(func(r *http.Request) (any, error) { return d.Status(r.Context()) }))
+	s.mux.Handle("POST /v1/up", post(d.Up))
+	s.mux.Handle("POST /v1/down", answer(func(r *http.Request) (any, error) { return d.Down(r.Context()) }))
+	s.mux.Handle("POST /v1/ping", post(d.Ping))
+	s.mux.Handle("POST /v1/invites", post(d.Invite))
+	s.mux.Handle("GET /v1/agents", answer(func(r *http.Request) (any, error) { return d.Agents(r.Context()) }))
+	s.mux.Handle("GET /v1/trust", answer(func(r *http.Request) (any, error) { return opts.Trust.TrustList(r.Context()) }))
+	s.mux.Handle("POST /v1/trust", post(d.Trust))
+	s.mux.Handle("GET /v1/whois", answer(func(r *http.Request) (any, error) {
+		return d.WhoIs(r.Context(), r.URL.Query().Get("q"))
+	}))
+	if opts.Metrics != nil {
+		s.mux.Handle("GET /metrics", opts.Metrics)
+	}
+	s.mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+		fail(w, &Error{Code: CodeUsage, Message: "there is no " + r.Method + " " + r.URL.Path, Hint: "the CLI may be of another version"})
+	})
+	return s
+}
+
+type connKey struct{}
+
+// Serve answers on l until ctx ends, then lets running requests finish for two seconds. It closes l.
+func (s *Server) Serve(ctx context.Context, l net.Listener) error {
+	srv := &http.Server{
+		Handler:           s,
+		ReadHeaderTimeout: 10 * time.Second,
+		IdleTimeout:       30 * time.Second,
+		MaxHeaderBytes:    16 << 10,
+		ErrorLog:          slog.NewLogLogger(s.opts.Log.Handler(), slog.LevelDebug),
+		ConnContext:       func(ctx context.Context, c net.Conn) context.Context { return context.WithValue(ctx, connKey{}, c) },
+		BaseContext:       func(net.Listener) context.Context { return context.WithoutCancel(ctx) },
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- srv.Serve(l) }()
+	select {
+	case err := <-ended:
+		return err
+	case <-ctx.Done():
+	}
+	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
+	defer cancel()
+	if err := srv.Shutdown(grace); err != nil {
+		err = srv.Close()
+		<-ended
+		return err
+	}
+	<-ended
+	return nil
+}
+
+// ServeHTTP refuses what doesn't come from a local program that may call, then answers.
+func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if err := s.admit(r); err != nil {
+		fail(w, err)
+		return
+	}
+	r.Body = http.MaxBytesReader(w, r.Body, maxRequest)
+	s.mux.ServeHTTP(w, r)
+}
+
+func (s *Server) admit(r *http.Request) error {
+	for _, h := range []string{"Origin", "Referer", "Sec-Fetch-Site", "Sec-Fetch-Mode"} {
+		if _, ok := r.Header[h]; ok {
+			return &Error{Code: CodeForbidden, Message: "requests from web pages are refused (" + h + " header)"}
+		}
+	}
+	if r.Host != host {
+		return &Error{Code: CodeForbidden, Message: "the Host of a request must be \"" + host + "\""}
+	}
+	conn, ok := r.Context().Value(connKey{}).(net.Conn)
+	if !ok {
+		return &Error{Code: CodeForbidden, Message: "the caller can't be told"}
+	}
+	return s.opts.Caller(conn)
+}
+
+// answer makes a handler of a function without a body.
+func answer(f func(*http.Request) (any, error)) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		v, err := f(r)
+		if err != nil {
+			fail(w, err)
+			return
+		}
+		write(w, http.StatusOK, v)
+	})
+}
+
+// post makes a handler of a function from a JSON body to a JSON answer.
+func post[Q, A any](f func(context.Context, Q) (A, error)) http.Handler {
+	return answer(func(r *http.Request) (any, error) {
+		var q Q
+		d := json.NewDecoder(r.Body)
+		d.DisallowUnknownFields()
+		if err := d.Decode(&q); err != nil {
+			return nil, &Error{Code: CodeUsage, Message: "the request can't be read: " + err.Error(), Hint: "the CLI may be of another version"}
+		}
+		return f(r.Context(), q)
+	})
+}
+
+func fail(w http.ResponseWriter, err error) {
+	var e *Error
+	switch {
+	case errors.As(err, &e):
+	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
+		e = &Error{Code: CodeTimeout, Message: "it did not end in time"}
+	default:
+		e = &Error{Code: CodeInternal, Message: err.Error(), Hint: "the daemon's log may say more"}
+	}
+	write(w, status(e.Code), errorBody{Error: e})
+}
+
+func write(w http.ResponseWriter, code int, v any) {
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("X-Content-Type-Options", "nosniff")
+	w.WriteHeader(code)
+	_ = json.NewEncoder(w).Encode(v) // the caller has gone: nobody is left to tell
+}

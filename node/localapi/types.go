@@ -1,0 +1,240 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package localapi is the interface between programs on this host and the pilot daemon: HTTP and JSON over a local socket.
+//
+// The daemon serves it to root, to its own user and to members of the group "pilot", told apart by the socket itself. A request
+// with an Origin header, or with another Host than "pilot", is refused, so that no web page reaches it through a browser.
+//
+//	GET    /v1/status          Status
+//	POST   /v1/up              UpRequest      → UpResult      returns when the network is usable
+//	POST   /v1/down                           → DownResult    the daemon ends afterwards
+//	POST   /v1/ping            PingRequest    → PingResult    one echo
+//	POST   /v1/invites         InviteRequest  → InviteResult
+//	GET    /v1/agents                         → AgentList
+//	GET    /v1/trust                          → TrustList
+//	POST   /v1/trust           TrustRequest   → TrustEntry
+//	GET    /v1/whois?q=…                      → Agent
+//	GET    /metrics            Prometheus text format
+//
+// Errors have a status of 4xx or 5xx and the body {"error":{"code":…,"message":…,"hint":…,"suggestion":…}}.
+package localapi
+
+import (
+	"net/netip"
+	"time"
+
+	"github.com/pilot-protocol/pilot/identity"
+)
+
+// States of a daemon.
+const (
+	StateDown     = "down"     // the daemon runs and has no network yet
+	StateStarting = "starting" // it has one and is not usable yet
+	StateUp       = "up"
+)
+
+// UpRequest asks the daemon to join a network, to make one, or to go on with the one it has.
+type UpRequest struct {
+	Name              string `json:"name,omitempty"`               // wished name; empty: the host's, or the one it has
+	Network           string `json:"network,omitempty"`            // name of a network to make; empty: "pilot"
+	Invite            string `json:"invite,omitempty"`             // secret
+	CoordinatorListen string `json:"coordinator_listen,omitempty"` // host:port of the coordinator of a new network
+}
+
+// UpResult says what the host is now part of.
+type UpResult struct {
+	Network      string               `json:"network"`
+	Zone         string               `json:"zone"`
+	Name         string               `json:"name"`
+	FQDN         string               `json:"fqdn"`
+	Address      netip.Addr           `json:"address"`
+	Key          identity.AgentPublic `json:"key"`
+	Created      bool                 `json:"created"`          // the network was made by this call
+	Joined       bool                 `json:"joined"`           // the network was joined by this call
+	Hosted       bool                 `json:"hosted"`           // this host is the coordinator
+	Coordinators []string             `json:"coordinators"`     // host:port
+	Invite       string               `json:"invite,omitempty"` // of a new network, one use, 24 h; secret
+	Inviter      string               `json:"inviter,omitempty"`
+	Warnings     []string             `json:"warnings,omitempty"`
+}
+
+// DownResult is the answer to down.
+type DownResult struct {
+	PID int `json:"pid"` // of the daemon that is ending
+}
+
+// Status is everything that `pilot status` shows.
+type Status struct {
+	State       string            `json:"state"`
+	Version     string            `json:"version"`
+	PID         int               `json:"pid"`
+	Network     string            `json:"network,omitempty"`
+	Zone        string            `json:"zone,omitempty"`
+	Authority   string            `json:"authority,omitempty"`
+	Self        *Self             `json:"self,omitempty"`
+	Coordinator *CoordinatorState `json:"coordinator,omitempty"`
+	Peers       []PeerStatus      `json:"peers"`
+	Pending     int               `json:"pending"`            // trust requests that wait for a decision here
+	Drops       map[string]uint64 `json:"drops,omitempty"`    // packets dropped, by reason
+	Problems    []Problem         `json:"problems,omitempty"` // what keeps the node from working fully
+}
+
+// Self is the agent of this node.
+type Self struct {
+	Name               string               `json:"name"`
+	FQDN               string               `json:"fqdn"`
+	Address            netip.Addr           `json:"address"`
+	Key                identity.AgentPublic `json:"key"`
+	Tags               []string             `json:"tags,omitempty"`
+	CertificateExpires time.Time            `json:"certificate_expires"`
+	Interface          string               `json:"interface"`
+	Port               uint16               `json:"port"` // UDP
+	Endpoints          []netip.AddrPort     `json:"endpoints,omitempty"`
+	DNS                string               `json:"dns"` // how names are resolved here: resolved, resolvconf, file, none
+}
+
+// CoordinatorState says how the node stands with its coordinator.
+type CoordinatorState struct {
+	Addresses []string  `json:"addresses"`
+	Hosted    bool      `json:"hosted"`
+	Connected bool      `json:"connected"`
+	Since     time.Time `json:"since"` // of the present state
+	Error     string    `json:"error,omitempty"`
+	NextTry   time.Time `json:"next_try,omitzero"`
+}
+
+// Problem is something that needs a look.
+type Problem struct {
+	Code    string `json:"code"`
+	Message string `json:"message"`
+	Hint    string `json:"hint,omitempty"`
+}
+
+// States of a peer.
+const (
+	PeerConnected = "connected" // a session is open
+	PeerIdle      = "idle"      // reachable as far as is known; no session now
+	PeerTrying    = "trying"    // a handshake is under way
+	PeerOffline   = "offline"   // it does not answer, or the coordinator says that it is gone
+	PeerPending   = "pending"   // a consent is missing
+	PeerRefused   = "refused"   // it was revoked, its key changed, or a consent was taken back
+)
+
+// PeerStatus is one peer as this node sees it.
+type PeerStatus struct {
+	Name          string               `json:"name"`
+	FQDN          string               `json:"fqdn"`
+	Address       netip.Addr           `json:"address"`
+	Key           identity.AgentPublic `json:"key"`
+	State         string               `json:"state"`
+	Problem       *Problem             `json:"problem,omitempty"` // why it is not reachable
+	Path          string               `json:"path,omitempty"`    // "direct 192.0.2.7:7745"
+	RTT           float64              `json:"rtt_ms,omitempty"`
+	RxBytes       uint64               `json:"rx_bytes"`
+	TxBytes       uint64               `json:"tx_bytes"`
+	LastHandshake time.Time            `json:"last_handshake,omitzero"`
+}
+
+// PingRequest asks for one echo inside the tunnel.
+type PingRequest struct {
+	Target  string        `json:"target"`            // name, address or agent key
+	Timeout time.Duration `json:"timeout,omitempty"` // nanoseconds; 0: 5 s
+}
+
+// PingResult is the echo that came back.
+type PingResult struct {
+	Name    string     `json:"name"`
+	Address netip.Addr `json:"address"`
+	Path    string     `json:"path"`
+	RTT     float64    `json:"rtt_ms"`
+}
+
+// InviteRequest asks for an invite. Only agents with the tag "admin" may make one.
+type InviteRequest struct {
+	Uses         int           `json:"uses,omitempty"`    // 0: 1
+	Expires      time.Duration `json:"expires,omitempty"` // nanoseconds from now; 0: 24 h
+	Tags         []string      `json:"tags,omitempty"`
+	Jurisdiction string        `json:"jurisdiction,omitempty"`
+	NoTrust      bool          `json:"no_trust,omitempty"` // leave the inviter's consent out
+}
+
+// InviteResult is a new invite.
+type InviteResult struct {
+	Invite  string    `json:"invite"` // secret
+	Uses    int       `json:"uses"`
+	Expires time.Time `json:"expires"`
+	Tags    []string  `json:"tags,omitempty"`
+	Trust   bool      `json:"trust"`
+}
+
+// Agent is what may be known about an agent.
+type Agent struct {
+	Name         string               `json:"name"`
+	FQDN         string               `json:"fqdn"`
+	Address      netip.Addr           `json:"address"`
+	Key          identity.AgentPublic `json:"key"`
+	Tags         []string             `json:"tags,omitempty"`
+	Jurisdiction string               `json:"jurisdiction,omitempty"`
+	Trust        string               `json:"trust"` // self, none, requested, pending, mutual, rejected, revoked
+	Online       bool                 `json:"online"`
+	LastSeen     time.Time            `json:"last_seen,omitzero"`
+}
+
+// AgentList is the answer to agents.
+type AgentList struct {
+	Agents []Agent `json:"agents"`
+}
+
+// States of trust between this agent and another.
+const (
+	TrustSelf      = "self"
+	TrustNone      = "none"
+	TrustRequested = "requested" // we consented, they have not yet
+	TrustPending   = "pending"   // they consented, we have not yet
+	TrustMutual    = "mutual"
+	TrustRejected  = "rejected" // we or they said no to a request
+	TrustRevoked   = "revoked"  // one of the two consents was taken back
+)
+
+// Actions of a TrustRequest.
+const (
+	ActionRequest = "request" // give our consent, and ask for theirs
+	ActionApprove = "approve" // give our consent to one who asked
+	ActionReject  = "reject"
+	ActionRevoke  = "revoke" // take our consent back
+)
+
+// TrustRequest changes what this agent consents to.
+type TrustRequest struct {
+	Action  string               `json:"action"`
+	Target  string               `json:"target"` // name, address or agent key
+	Reason  string               `json:"reason,omitempty"`
+	Ports   []identity.PortRange `json:"ports,omitempty"`   // what they may open here; empty: all
+	Expires time.Duration        `json:"expires,omitempty"` // nanoseconds from now; 0: never
+	// AcceptKey accepts a changed key under a known name, after a KEY_MISMATCH.
+	AcceptKey identity.AgentPublic `json:"accept_key,omitzero"`
+}
+
+// Consent is one direction of trust.
+type Consent struct {
+	Reason  string               `json:"reason,omitempty"` // the other agent's words, where it is theirs
+	Ports   []identity.PortRange `json:"ports,omitempty"`
+	Since   time.Time            `json:"since"`
+	Expires time.Time            `json:"expires,omitzero"`
+	Active  bool                 `json:"active"`
+}
+
+// TrustEntry is the trust between this agent and another.
+type TrustEntry struct {
+	Name    string               `json:"name"`
+	Address netip.Addr           `json:"address"`
+	Key     identity.AgentPublic `json:"key"`
+	State   string               `json:"state"`
+	Ours    *Consent             `json:"ours,omitempty"`
+	Theirs  *Consent             `json:"theirs,omitempty"`
+}
+
+// TrustList is the answer to trust.
+type TrustList struct {
+	Entries []TrustEntry `json:"entries"`
+}
