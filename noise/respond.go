@@ -1,0 +1,157 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package noise
+
+import (
+	"crypto/mlkem"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"github.com/pilot-protocol/pilot/identity"
+)
+
+// receiveInitiation takes in a fragment of message 1. Nothing is computed for a fragment without a right mac1, and
+// under load nothing for a source that did not prove its address.
+func (m *Machine) receiveInitiation(now time.Time, f *fragment, from netip.AddrPort) (Result, error) {
+	key := m.locals.Load().find(f)
+	if key == nil {
+		return Result{}, ErrMAC
+	}
+	whole, reply, err := m.collectInitiation(now, f, from, key)
+	if err != nil {
+		return Result{Reply: reply}, err
+	}
+	if whole == nil {
+		return Result{}, ErrIncomplete
+	}
+	return m.respond(now, whole)
+}
+
+// collectInitiation returns the whole message if this fragment was the last, or a cookie reply with ErrCookie.
+func (m *Machine) collectInitiation(now time.Time, f *fragment, from netip.AddrPort, key *localKey) (*partial, [][]byte, error) {
+	if !f.suite.in(key.suites) {
+		return nil, nil, ErrSuite
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.load.arrive(now) {
+		if err := m.cookies.turn(now); err != nil {
+			return nil, nil, err
+		}
+		if !m.cookies.proves(f, from) {
+			reply, err := m.cookies.appendReply(make([]byte, 0, cookieReply), f, from, key.cookie)
+			if err != nil {
+				return nil, nil, err
+			}
+			return nil, [][]byte{reply}, ErrCookie
+		}
+		if !m.load.share(now, from) {
+			return nil, nil, ErrBusy
+		}
+	}
+	return m.partials.add(f, from, key, now), nil, nil
+}
+
+// respond reads message 1 and, if nothing speaks against its sender, makes the session and the answer.
+func (m *Machine) respond(now time.Time, whole *partial) (Result, error) {
+	local := whole.key
+	static := keyPair(local.key)
+	defer clear(static.Private)
+	state, err := handshake(whole.suite, m.rand, prologue(whole.suite, m.network, local.agent), static, nil)
+	if err != nil {
+		return Result{}, fmt.Errorf("noise: %w", err)
+	}
+	plain, _, _, err := state.ReadMessage(nil, whole.body)
+	if err != nil {
+		return Result{}, fmt.Errorf("%w: message 1: %w", ErrAuth, err)
+	}
+	defer clear(plain) // holds the answer key
+	payload, err := parseInitiationPayload(plain)
+	if err != nil {
+		return Result{}, err
+	}
+	if payload.sender != whole.sender {
+		return Result{}, fmt.Errorf("%w: message 1: sender index", ErrAuth)
+	}
+	// Before the signatures are looked at: replays are cheap to make. It is looked at again when all else is done.
+	who := stampKey{local.agent, identity.TunnelPublic(state.PeerStatic())}
+	if !m.fresh(who, payload.timestamp) {
+		return Result{}, fmt.Errorf("%w: message 1", ErrReplay)
+	}
+	p, err := m.verify(now, payload.credentials, state.PeerStatic(), whole.suite)
+	if err != nil {
+		return Result{}, err
+	}
+	if p.certificate.Agent == local.agent {
+		return Result{}, fmt.Errorf("%w: message 1 is from the agent itself", ErrKeyMismatch)
+	}
+	if err := m.admitted(local.agent, p); err != nil {
+		return Result{}, err
+	}
+
+	kemKey, err := mlkem.NewEncapsulationKey768(payload.kemKey)
+	if err != nil {
+		return Result{}, fmt.Errorf("%w: ml-kem key: %w", ErrMalformed, err)
+	}
+	shared, text := kemKey.Encapsulate()
+	defer clear(shared)
+	if err := setPSK(state, shared, payload.kemKey, text); err != nil {
+		return Result{}, err
+	}
+	index, err := m.claim(who, stamp{payload.timestamp, p.statement.NotAfter.Add(ClockSkew)})
+	if err != nil {
+		return Result{}, err
+	}
+	message, receive, send, err := state.WriteMessage(text, appendAnswerPayload(nil, index, local.credentials))
+	clear(state.LocalEphemeral().Private)
+	if err != nil {
+		m.Release(index)
+		return Result{}, fmt.Errorf("noise: message 2: %w", err)
+	}
+	s := &Session{
+		local: index, remote: whole.sender, created: now,
+		agent: local.agent, certificate: p.certificate, statement: p.statement,
+	}
+	if err := s.setKeys(whole.suite, send, receive); err != nil {
+		m.Release(index)
+		return Result{}, err
+	}
+	return Result{Session: s, Reply: answerDatagrams(whole, index, message, payload.answerKey[:])}, nil
+}
+
+func answerDatagrams(whole *partial, index uint32, message, key []byte) [][]byte {
+	var out [][]byte
+	for part := range fragments(len(message)) {
+		d := appendFragment(make([]byte, 0, MaxDatagram), typeAnswer, whole.suite, part, index, whole.sender, message)
+		out = append(out, appendMACs(d, 0, key, nil))
+	}
+	return out
+}
+
+// fresh reports whether a timestamp is newer than the last one accepted.
+func (m *Machine) fresh(who stampKey, timestamp uint64) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	last, known := m.stamps[who]
+	return !known || timestamp > last.value
+}
+
+// claim accepts a timestamp and gives the session its index. Of two copies of a message handled at once, one gets ErrReplay.
+func (m *Machine) claim(who stampKey, s stamp) (uint32, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	last, known := m.stamps[who]
+	if known && s.value <= last.value {
+		return 0, fmt.Errorf("%w: message 1", ErrReplay)
+	}
+	index, err := m.takeIndexLocked()
+	if err != nil {
+		return 0, err
+	}
+	if known && last.expiry.After(s.expiry) {
+		s.expiry = last.expiry
+	}
+	m.stamps[who] = s
+	return index, nil
+}
