@@ -1,0 +1,7 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package underlay
+
+import "golang.org/x/sys/windows"
+
+const errAddressInUse = windows.WSAEADDRINUSE

@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package underlay
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"net"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"syscall"
+)
+
+const (
+	// bufferSize is asked for sending and receiving each, in bytes: a burst at 10 Gbit/s lasts some milliseconds, and the
+	// kernel's default of about 200 KiB is full after a fraction of one. The kernel gives less where it is limited.
+	bufferSize = 7 << 20
+	// maxSources bounds the cache of control messages by own address: a host has few.
+	maxSources = 64
+	// oobSize has room for one packet-info control message of either family.
+	oobSize = 64
+)
+
+// socket is a UDP socket of one address family.
+type socket struct {
+	conn *net.UDPConn
+	v6   bool
+	oob  []byte // of the one goroutine that receives
+
+	sources  atomic.Pointer[map[netip.Addr][]byte] // control message that sets the source, by own address
+	sourceMu sync.Mutex                            // guards replacing sources
+}
+
+func openSocket(network string, port uint16) (*socket, error) {
+	// The "udp6" network sets IPV6_V6ONLY.
+	lc := net.ListenConfig{Control: func(network, _ string, raw syscall.RawConn) error {
+		return setOptions(network == "udp6", raw)
+	}}
+	pc, err := lc.ListenPacket(context.Background(), network, hostPort(port))
+	if err != nil {
+		return nil, err
+	}
+	conn, ok := pc.(*net.UDPConn)
+	if !ok {
+		return nil, errors.Join(errors.New("not a UDP socket"), pc.Close())
+	}
+	s := &socket{conn: conn, v6: network == "udp6", oob: make([]byte, oobSize)}
+	s.sources.Store(&map[netip.Addr][]byte{})
+	// Neither is fatal: smaller buffers lose bursts, and without packet info the kernel chooses the source.
+	_ = conn.SetReadBuffer(bufferSize)
+	_ = conn.SetWriteBuffer(bufferSize)
+	_ = enablePacketInfo(conn, s.v6)
+	return s, nil
+}
+
+func (s *socket) port() uint16 {
+	a, _ := s.conn.LocalAddr().(*net.UDPAddr)
+	return a.AddrPort().Port()
+}
+
+func (s *socket) receive(buf []byte) (int, Path, error) {
+	n, oobn, _, remote, err := s.conn.ReadMsgUDPAddrPort(buf, s.oob)
+	if err != nil {
+		return 0, Path{}, err
+	}
+	return n, Path{Remote: unmap(remote), Local: packetDestination(s.oob[:oobn], s.v6)}, nil
+}
+
+func (s *socket) send(p Path, datagram []byte) error {
+	oob := s.source(p.Local)
+	_, _, err := s.conn.WriteMsgUDPAddrPort(datagram, oob, p.Remote)
+	if err != nil && len(oob) > 0 && isStaleSource(err) {
+		_, _, err = s.conn.WriteMsgUDPAddrPort(datagram, nil, p.Remote)
+	}
+	return err
+}
+
+// source returns the control message that makes the kernel send from our address, nil where it may choose.
+func (s *socket) source(local netip.Addr) []byte {
+	if !local.IsValid() || local.Is6() != s.v6 {
+		return nil
+	}
+	if oob, ok := (*s.sources.Load())[local]; ok {
+		return oob
+	}
+	return s.addSource(local)
+}
+
+func (s *socket) addSource(local netip.Addr) []byte {
+	s.sourceMu.Lock()
+	defer s.sourceMu.Unlock()
+	old := *s.sources.Load()
+	if oob, ok := old[local]; ok {
+		return oob
+	}
+	next := make(map[netip.Addr][]byte, len(old)+1)
+	if len(old) < maxSources {
+		maps.Copy(next, old) // otherwise begin anew: addresses came and went
+	}
+	next[local] = packetSource(local)
+	s.sources.Store(&next)
+	return next[local]
+}
+
+func unmap(a netip.AddrPort) netip.AddrPort {
+	if a.Addr().Is4In6() {
+		return netip.AddrPortFrom(a.Addr().Unmap(), a.Port())
+	}
+	return a
+}
+
+// isTaken reports whether the port, rather than the address family, is what could not be had.
+func isTaken(err error) bool {
+	return errors.Is(err, syscall.EADDRINUSE) || errors.Is(err, syscall.EACCES) || errors.Is(err, errAddressInUse)
+}
