@@ -1,0 +1,174 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package lab
+
+import (
+	"bytes"
+	"encoding/base64"
+	"encoding/hex"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/pilot-protocol/pilot/identity"
+	"github.com/pilot-protocol/pilot/node/localapi"
+)
+
+// secret is what must not be found outside of its own file, in each form in which it could be written down.
+type secret struct {
+	what  string
+	file  string // where it may be; empty: nowhere
+	forms [][]byte
+}
+
+func newSecret(what, file string, raw []byte) secret {
+	return secret{what: what, file: file, forms: [][]byte{
+		raw, []byte(hex.EncodeToString(raw)), []byte(strings.ToUpper(hex.EncodeToString(raw))),
+		// Without the last characters, which padding and what follows may change.
+		[]byte(base64.StdEncoding.EncodeToString(raw)[:40]), []byte(base64.URLEncoding.EncodeToString(raw)[:40]),
+	}}
+}
+
+func (s secret) in(text []byte) bool {
+	for _, form := range s.forms {
+		if bytes.Contains(text, form) {
+			return true
+		}
+	}
+	return false
+}
+
+// Invites, join keys and private keys are in no command line, no environment, no log and no file but the key's own.
+func TestAbuse06SecretsAreNowhereElse(t *testing.T) {
+	m := openTrio(t)
+	planner := found(t, m.a, "planner")
+	// The person's own command has the invite as its argument: that one ends at once. The daemon must not have it.
+	m.b.Must(deadline(t, time.Minute), "pilot", "up", "--name", "warehouse", planner.Invite)
+	open := pilot[localapi.InviteResult](t, m.a, "invite", "--uses", "3")
+	join(t, m.a, m.c, "auditor")
+	pilot[localapi.TrustEntry](t, m.c, "trust", "warehouse", "--reason", "audit")
+
+	var secrets []secret
+	for i, text := range []string{planner.Invite, open.Invite} {
+		parsed, err := identity.ParseInvite(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		seed := parsed.Key.Seed()
+		secrets = append(secrets, newSecret(fmt.Sprintf("join key %d", i), "", seed[:]),
+			secret{what: fmt.Sprintf("invite %d", i), forms: [][]byte{[]byte(strings.TrimPrefix(text, "pilot://"))}})
+	}
+	for _, h := range m.Hosts() {
+		secrets = append(secrets, keyFiles(t, h)...)
+	}
+	for _, h := range m.Hosts() {
+		searchProcesses(t, h, secrets)
+		searchFiles(t, h, secrets)
+	}
+}
+
+// keyFiles reads the private keys of a host: the files of its state folder that are named for it.
+func keyFiles(t *testing.T, h *Host) []secret {
+	t.Helper()
+	var found []secret
+	base := h.Path("/var/lib/pilot")
+	err := filepath.WalkDir(base, func(path string, entry fs.DirEntry, err error) error {
+		if err != nil || !entry.Type().IsRegular() || !strings.HasSuffix(path, ".key") {
+			return err
+		}
+		info, err := entry.Info()
+		if err != nil {
+			return err
+		}
+		if info.Mode().Perm() != 0o600 {
+			t.Errorf("%s: %s has the mode %v", h.Name(), path, info.Mode())
+		}
+		text, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		for _, raw := range keysIn(text) {
+			found = append(found, newSecret("key of "+h.Name()+" in "+filepath.Base(path), path, raw))
+		}
+		return nil
+	})
+	if err != nil || len(found) == 0 {
+		t.Fatalf("%s: no key file that can be understood below %s: %v", h.Name(), base, err)
+	}
+	return found
+}
+
+// keysIn finds 32-byte values in a key file: the file itself, or each word of it that is base64 or hex of 32 or 64
+// bytes, of which the first 32 are the seed.
+func keysIn(text []byte) [][]byte {
+	if len(text) == 32 || len(text) == 64 {
+		return [][]byte{text[:32]}
+	}
+	var keys [][]byte
+	words := strings.FieldsFunc(string(text), func(r rune) bool { return strings.ContainsRune(" \t\r\n\",:{}[]", r) })
+	for _, word := range words {
+		for _, decode := range []func(string) ([]byte, error){
+			hex.DecodeString, base64.StdEncoding.DecodeString, base64.RawStdEncoding.DecodeString,
+			base64.URLEncoding.DecodeString, base64.RawURLEncoding.DecodeString,
+		} {
+			if raw, err := decode(word); err == nil && (len(raw) == 32 || len(raw) == 64) {
+				keys = append(keys, raw[:32])
+				break
+			}
+		}
+	}
+	return keys
+}
+
+func searchProcesses(t *testing.T, h *Host, secrets []secret) {
+	t.Helper()
+	processes := h.Processes()
+	if len(processes) == 0 {
+		t.Fatalf("%s: no process to search", h.Name())
+	}
+	for pid := range processes {
+		for _, file := range []string{"cmdline", "environ"} {
+			text, err := os.ReadFile(fmt.Sprintf("/proc/%d/%s", pid, file))
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, s := range secrets {
+				if s.in(text) {
+					t.Errorf("%s: %s is in the %s of %s", h.Name(), s.what, file, processes[pid])
+				}
+			}
+		}
+	}
+}
+
+// searchFiles looks into all that the host's programs can have written.
+func searchFiles(t *testing.T, h *Host, secrets []secret) {
+	t.Helper()
+	searched := 0
+	for _, root := range []string{h.Path("/var/lib"), h.Path("/run"), h.Path("/etc"), h.Home(), filepath.Join(h.dir, "log")} {
+		err := filepath.WalkDir(root, func(path string, entry fs.DirEntry, err error) error {
+			if err != nil || !entry.Type().IsRegular() {
+				return err
+			}
+			text, err := os.ReadFile(path)
+			if err != nil {
+				return err
+			}
+			searched++
+			for _, s := range secrets {
+				if path != s.file && s.in(text) {
+					t.Errorf("%s: %s is in %s", h.Name(), s.what, path)
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Logf("%s: searched %d files for %d secrets", h.Name(), searched, len(secrets))
+}

@@ -1,0 +1,23 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package lab
+
+import (
+	"os"
+	"testing"
+)
+
+func TestMain(m *testing.M) {
+	code := m.Run()
+	RemoveBinary()
+	os.Exit(code)
+}
+
+// open starts a lab for a test that must not take part in a short run.
+func open(t *testing.T) *Lab {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("the lab starts real programs in network namespaces: not in a short run")
+	}
+	return New(t)
+}

@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package lab
+
+import (
+	"cmp"
+	"fmt"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+)
+
+// packages names the Debian package of each program that labs run.
+func packages() map[string]string {
+	return map[string]string{
+		"bash": "bash", "ip": "iproute2", "ss": "iproute2", "mount": "mount", "hostname": "hostname",
+		"nsenter": "util-linux", "sysctl": "procps", "ps": "procps", "curl": "curl", "python3": "python3",
+		"ping": "iputils-ping", "iperf3": "iperf3", "dig": "dnsutils", "tcpdump": "tcpdump",
+		"ssh": "openssh-client", "ssh-keygen": "openssh-client", "sshd": "openssh-server",
+	}
+}
+
+// Programs ends the test, naming the command that installs them, unless all of these programs are there.
+func Programs(tb TB, names ...string) {
+	tb.Helper()
+	if missing := missing(names); len(missing) > 0 {
+		tb.Fatalf("missing programs; install them with: apt-get install -y %s", strings.Join(missing, " "))
+	}
+}
+
+// Install installs what labs run and this machine lacks, with apt-get where that exists and this is root. Otherwise
+// its error names the command to run. Output of apt-get goes to standard error.
+func Install() error {
+	all := make([]string, 0, len(packages()))
+	for name := range packages() {
+		all = append(all, name)
+	}
+	need := missing(all)
+	if len(need) == 0 {
+		return nil
+	}
+	command := "apt-get install -y --no-install-recommends " + strings.Join(need, " ")
+	apt, err := exec.LookPath("apt-get")
+	if err != nil || os.Geteuid() != 0 {
+		return fmt.Errorf("missing programs; install them with: %s", command)
+	}
+	fmt.Fprintf(os.Stderr, "installing: %s\n", strings.Join(need, " "))
+	for _, args := range [][]string{
+		{"update", "-qq"},
+		append([]string{"install", "-y", "-qq", "--no-install-recommends", "-o", "Dpkg::Use-Pty=0"}, need...),
+	} {
+		cmd := exec.Command(apt, args...)
+		cmd.Env = append(os.Environ(), "DEBIAN_FRONTEND=noninteractive")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return fmt.Errorf("apt-get %s: %w\n%s", strings.Join(args, " "), err, out)
+		}
+	}
+	return nil
+}
+
+// missing returns the packages of those programs that are not there, sorted.
+func missing(names []string) []string {
+	table := packages()
+	var need []string
+	for _, name := range names {
+		if _, ok := lookPath(name); !ok {
+			need = append(need, cmp.Or(table[name], name))
+		}
+	}
+	slices.Sort(need)
+	return slices.Compact(need)
+}
