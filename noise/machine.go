@@ -131,6 +131,7 @@ type localSet struct {
 type localKey struct {
 	agent  identity.AgentPublic
 	key    identity.TunnelKey
+	tunnel identity.TunnelPublic
 	suites identity.Suites
 	mac1   [keySize]byte
 	cookie [keySize]byte
@@ -200,10 +201,15 @@ func (m *Machine) localKey(l Local, k TunnelIdentity) (*localKey, error) {
 		return nil, fmt.Errorf("%w: tunnel statement", ErrKeyMismatch)
 	}
 	return &localKey{
-		agent: l.Agent, key: k.Key, suites: statement.Suites,
+		agent: l.Agent, key: k.Key, tunnel: tunnel, suites: statement.Suites,
 		mac1: labelKey(mac1Tag, tunnel), cookie: labelKey(cookieTag, tunnel),
 		credentials: credentials{k.Statement, l.Certificate},
 	}, nil
+}
+
+// same reports whether both are one key, maybe from before and after a SetLocals.
+func (k *localKey) same(other *localKey) bool {
+	return k == other || k != nil && other != nil && k.agent == other.agent && k.tunnel == other.tunnel
 }
 
 // find returns the key that an initiation's mac1 was made for, or nil.

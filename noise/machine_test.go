@@ -2,7 +2,18 @@
 
 package noise
 
-import "testing"
+import (
+	"bytes"
+	"crypto/rand"
+	"errors"
+	"net/netip"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/pilot-protocol/pilot/identity"
+)
 
 func TestHandshake(t *testing.T) {
 	bothSuiteTests(t, func(t *testing.T, d *duo) {
@@ -16,4 +27,517 @@ func TestHandshake(t *testing.T) {
 		send(t, a, b, []byte("there"))
 		send(t, b, a, []byte("and back"))
 	})
+}
+
+func permutations(n int) [][]int {
+	if n == 0 {
+		return [][]int{nil}
+	}
+	var out [][]int
+	for _, p := range permutations(n - 1) {
+		for i := range n {
+			out = append(out, slices.Insert(slices.Clone(p), i, n-1))
+		}
+	}
+	return out
+}
+
+// TestFragments delivers the parts of both messages in each order, each twice, and needs every one of them.
+func TestFragments(t *testing.T) {
+	d := newDuo(t, bothSuites)
+	now := epoch
+	for name, certificate := range map[string][]byte{"small": d.a.Certificate, "large": d.largeCertificate(d.a.Agent)} {
+		d.a.Certificate = certificate
+		check(t, d.ma.SetLocals([]Local{d.a.Local}))
+		for _, order := range permutations(len(d.initiate(now).Datagrams)) {
+			now = now.Add(time.Minute)
+			in := d.initiate(now)
+			result := deliverInOrder(t, d.mb, now, addrA, in.Datagrams, order)
+			for i, again := range result.Reply { // the answer backwards
+				r, err := d.ma.Handle(now, result.Reply[len(result.Reply)-1-i], addrB)
+				if last := i == len(result.Reply)-1; last != (r.Session != nil) || r.ID != in.ID {
+					t.Fatalf("%s: answer part %d of %d bytes: %+v, %v", name, i, len(again), r, err)
+				}
+			}
+		}
+	}
+}
+
+// deliverInOrder delivers each datagram twice and returns the result of the one that made the session.
+func deliverInOrder(t *testing.T, m *Machine, now time.Time, from netip.AddrPort, datagrams [][]byte, order []int) (result Result) {
+	t.Helper()
+	for i, part := range order {
+		for range 2 {
+			r, err := m.Handle(now, datagrams[part], from)
+			if r.Session != nil {
+				if i != len(order)-1 || result.Session != nil {
+					t.Fatalf("order %v: session after part %d", order, i)
+				}
+				result = r
+			} else {
+				wantError(t, err, ErrIncomplete)
+			}
+		}
+	}
+	if result.Session == nil {
+		t.Fatalf("order %v: no session", order)
+	}
+	return result
+}
+
+func (w *world) largeCertificate(agent identity.AgentPublic) []byte {
+	w.tb.Helper()
+	var tags []string
+	for i := range 12 {
+		tags = append(tags, string(rune('a'+i))+string(bytes.Repeat([]byte("x"), 31)))
+	}
+	raw := w.certify(agent, string(bytes.Repeat([]byte("n"), 63)), tags)
+	if len(raw) < 600 {
+		w.tb.Fatalf("%d bytes are not large", len(raw))
+	}
+	return raw
+}
+
+func TestFragmentsOfTwoMessagesDoNotMix(t *testing.T) {
+	d := newDuo(t, bothSuites)
+	one, two := d.initiate(epoch), d.initiate(epoch)
+	_, err := deliver(d.mb, epoch, addrA, [][]byte{one.Datagrams[0], two.Datagrams[1]})
+	wantError(t, err, ErrIncomplete)
+	// Nor do those of two sources, nor those that come too late.
+	_, err = d.mb.Handle(epoch, one.Datagrams[1], addrB)
+	wantError(t, err, ErrIncomplete)
+	_, err = d.mb.Handle(epoch.Add(partialLifetime), two.Datagrams[0], addrA)
+	wantError(t, err, ErrIncomplete)
+	d.mb.Tick(epoch.Add(3 * partialLifetime))
+	if n := len(d.mb.partials.list); n != 0 {
+		t.Fatalf("%d partial messages left", n)
+	}
+}
+
+// TestHandshakeDatagramsCorruptedAnywhere changes each byte of each datagram, and cuts it at each length, in both
+// directions. mac2 is not looked at without load. None of it keeps the real ones from working.
+func TestHandshakeDatagramsCorruptedAnywhere(t *testing.T) {
+	bothSuiteTests(t, func(t *testing.T, d *duo) {
+		in := d.initiate(epoch)
+		spoil(t, d.mb, in.Datagrams, MaxDatagram-macSize)
+		r, err := deliver(d.mb, epoch, addrA, in.Datagrams)
+		check(t, err)
+		spoil(t, d.ma, r.Reply, MaxDatagram)
+		responder := r.Session
+		r, err = deliver(d.ma, epoch, addrB, r.Reply)
+		check(t, err)
+		send(t, r.Session, responder, nil)
+	})
+}
+
+func spoil(t *testing.T, m *Machine, datagrams [][]byte, upTo int) {
+	t.Helper()
+	try := func(bad []byte) {
+		t.Helper()
+		r, err := m.Handle(epoch, bad, addrA)
+		if err == nil || errors.Is(err, ErrIncomplete) || r.Session != nil || r.Reply != nil {
+			t.Fatalf("accepted: %+v, %v", r, err)
+		}
+	}
+	for _, d := range datagrams {
+		for i := range min(len(d), upTo) {
+			bad := bytes.Clone(d)
+			bad[i] ^= 1 << (i % 8)
+			try(bad)
+		}
+		for n := range d {
+			try(d[:n:n])
+		}
+		try(append(bytes.Clone(d), 0))
+	}
+}
+
+// TestMessagesCorruptedAnywhere changes each byte of the messages inside, and makes the MACs right again, as somebody
+// who knows the keys of the MACs could.
+func TestMessagesCorruptedAnywhere(t *testing.T) {
+	bothSuiteTests(t, func(t *testing.T, d *duo) {
+		in := d.initiate(epoch)
+		message := assemble(in.Datagrams)
+		macKey := labelKey(mac1Tag, d.b.tunnel.Public())
+		for i := range message {
+			bad := bytes.Clone(message)
+			bad[i] ^= 1 << (i % 8)
+			now := epoch.Add(time.Duration(i) * time.Second)
+			r, err := deliver(d.mb, now, addrA, recut(typeInitiation, in.Datagrams[0], bad, macKey[:]))
+			wantError(t, err, ErrAuth)
+			if r.Session != nil || r.Reply != nil {
+				t.Fatalf("byte %d: %+v", i, r)
+			}
+		}
+		r, err := deliver(d.mb, epoch, addrA, in.Datagrams)
+		check(t, err)
+		message = assemble(r.Reply)
+		for i := range message {
+			now := epoch.Add(time.Duration(i) * time.Second)
+			in := d.initiate(now)
+			pending := d.ma.pending[in.ID]
+			r, err := deliver(d.mb, now, addrA, in.Datagrams)
+			check(t, err)
+			bad := assemble(r.Reply)
+			bad[i] ^= 1 << (i % 8)
+			r, err = deliver(d.ma, now, addrB, recut(typeAnswer, r.Reply[0], bad, pending.answerKey[:]))
+			wantError(t, err, ErrAuth)
+			if r.Session != nil || r.ID != in.ID {
+				t.Fatalf("byte %d: %+v", i, r)
+			}
+		}
+	})
+}
+
+func assemble(datagrams [][]byte) (message []byte) {
+	for _, d := range datagrams {
+		message = append(message, d[fragmentHeader:len(d)-2*macSize]...)
+	}
+	return message
+}
+
+func recut(kind byte, model, message, key []byte) (out [][]byte) {
+	f, err := parseFragment(model)
+	if err != nil {
+		panic(err)
+	}
+	for part := range fragments(len(message)) {
+		d := appendFragment(nil, kind, f.suite, part, f.sender, f.receiver, message)
+		out = append(out, appendMACs(d, 0, key, nil))
+	}
+	return out
+}
+
+// forge makes a machine for an agent whose credentials are not what SetLocals would take.
+func (d *duo) forge(a *agent, c credentials) *Machine {
+	d.tb.Helper()
+	m := d.machine(a)
+	key := *m.locals.Load().newest[a.Agent]
+	key.credentials = c
+	m.locals.Store(&localSet{keys: []*localKey{&key}, newest: map[identity.AgentPublic]*localKey{a.Agent: &key}})
+	return m
+}
+
+// TestCredentials lets either side show what it may not: the other side refuses it, and a responder says nothing.
+func TestCredentials(t *testing.T) {
+	d := newDuo(t, bothSuites)
+	other, mallory := newWorld(t), d.agent("mallory", bothSuites)
+	spoiled := func(b []byte) []byte {
+		b = bytes.Clone(b)
+		b[len(b)-1] ^= 1
+		return b
+	}
+	for _, a := range []*agent{d.a, d.b} {
+		good := credentials{a.Keys[0].Statement, a.Certificate}
+		foreign := &agent{w: other, key: a.key, suites: bothSuites}
+		narrow := &agent{w: d.world, key: a.key, suites: identity.SuiteChaCha}
+		for name, c := range map[string]struct {
+			credentials
+			now  time.Time
+			want error
+		}{
+			"good":                     {good, epoch, nil},
+			"clock behind":             {good, epoch.Add(-time.Hour - ClockSkew + time.Second), nil},
+			"clock ahead":              {good, epoch.Add(23*time.Hour + ClockSkew - time.Second), nil},
+			"not yet valid":            {good, epoch.Add(-time.Hour - ClockSkew - time.Second), ErrStatement},
+			"expired":                  {good, epoch.Add(23*time.Hour + ClockSkew + time.Second), ErrStatement},
+			"statement on another key": {credentials{a.state(mallory.tunnel.Public()), a.Certificate}, epoch, ErrKeyMismatch},
+			"statement of another":     {credentials{mallory.Keys[0].Statement, a.Certificate}, epoch, ErrKeyMismatch},
+			"another signs this key":   {credentials{mallory.state(a.tunnel.Public()), a.Certificate}, epoch, ErrKeyMismatch},
+			"another's certificate":    {credentials{good.statement, mallory.Certificate}, epoch, ErrKeyMismatch},
+			"other network":            {credentials{good.statement, other.certify(a.Agent, "alpha", nil)}, epoch, ErrCertificate},
+			"statement, other network": {credentials{foreign.state(a.tunnel.Public()), a.Certificate}, epoch, ErrStatement},
+			"spoiled certificate":      {credentials{good.statement, spoiled(a.Certificate)}, epoch, ErrCertificate},
+			"spoiled statement":        {credentials{spoiled(good.statement), a.Certificate}, epoch, ErrStatement},
+			"none":                     {credentials{}, epoch, ErrStatement},
+			"without AES":              {credentials{narrow.state(a.tunnel.Public()), a.Certificate}, epoch, ErrSuite},
+		} {
+			t.Run(name, func(t *testing.T) {
+				ma, mb := d.machine(d.a), d.machine(d.b)
+				if a == d.a {
+					ma = d.forge(a, c.credentials)
+				} else {
+					mb = d.forge(a, c.credentials)
+				}
+				// The forger's own clock and checks don't matter: it is the other side that must refuse.
+				in, err := ma.Initiate(c.now, d.a.Agent, d.b.target())
+				check(t, err)
+				r, err := deliver(mb, c.now, addrA, in.Datagrams)
+				if a == d.b && name != "not yet valid" && name != "expired" {
+					check(t, err)
+					r, err = deliver(ma, c.now, addrB, r.Reply)
+				}
+				if !errors.Is(err, c.want) || (err == nil) != (r.Session != nil) || err != nil && r.Reply != nil {
+					t.Fatalf("%+v, %v", r, err)
+				}
+			})
+		}
+	}
+}
+
+func TestCertificateExpiresBeforeStatement(t *testing.T) {
+	d := newDuo(t, bothSuites)
+	c, err := identity.Certificate{
+		Network: d.authority.Public(), Agent: d.a.Agent, Name: "alpha", NotBefore: epoch, NotAfter: epoch.Add(time.Hour), Serial: 2,
+	}.Sign(d.authority)
+	check(t, err)
+	d.a.Certificate = c.Raw()
+	check(t, d.ma.SetLocals([]Local{d.a.Local}))
+	now := epoch.Add(time.Hour + ClockSkew + time.Second)
+	_, err = deliver(d.mb, now, addrA, d.initiate(now).Datagrams)
+	wantError(t, err, ErrCertificate)
+	wantError(t, err, identity.ErrExpired)
+}
+
+func TestAdmit(t *testing.T) {
+	d := newDuo(t, bothSuites)
+	reason := errors.New("no consent")
+	var refuse bool
+	var asked []identity.AgentPublic
+	admit := func(local identity.AgentPublic, remote identity.Certificate, tunnel identity.TunnelStatement) error {
+		asked = append(asked, local, remote.Agent, tunnel.Agent)
+		if refuse {
+			return reason
+		}
+		return nil
+	}
+	d.mb = d.machineWith(Options{Admit: admit}, d.b)
+	d.connect(epoch)
+	if !slices.Equal(asked, []identity.AgentPublic{d.b.Agent, d.a.Agent, d.a.Agent}) {
+		t.Fatalf("asked about %v", asked)
+	}
+	refuse = true
+	in := d.initiate(epoch)
+	r, err := deliver(d.mb, epoch, addrA, in.Datagrams)
+	wantError(t, err, ErrRefused)
+	wantError(t, err, reason)
+	if r.Session != nil || r.Reply != nil {
+		t.Fatalf("%+v", r)
+	}
+	// A refusal is not remembered as a message: what was refused may be tried again.
+	refuse = false
+	_, err = deliver(d.mb, epoch, addrA, in.Datagrams)
+	check(t, err)
+
+	d.ma = d.machineWith(Options{Admit: func(identity.AgentPublic, identity.Certificate, identity.TunnelStatement) error { return reason }}, d.a)
+	in = d.initiate(epoch.Add(time.Second))
+	r, err = deliver(d.mb, epoch, addrA, in.Datagrams)
+	check(t, err)
+	r, err = deliver(d.ma, epoch, addrB, r.Reply)
+	wantError(t, err, ErrRefused)
+	if r.Session != nil || r.ID != in.ID || len(d.ma.indexes) != 0 {
+		t.Fatalf("%+v", r)
+	}
+}
+
+// TestManyAgentsBehindOnePort has each of many agents of one machine called, and calls between two of its own.
+func TestManyAgentsBehindOnePort(t *testing.T) {
+	w := newWorld(t)
+	caller := w.agent("caller", bothSuites)
+	var agents []*agent
+	for i := range 20 {
+		agents = append(agents, w.agent("agent"+string(rune('a'+i)), bothSuites))
+	}
+	ma, mb := w.machine(caller), w.machine(agents...)
+	indexes := map[uint32]bool{}
+	for i, a := range agents {
+		in, err := ma.Initiate(epoch, caller.Agent, a.target())
+		check(t, err)
+		r, err := deliver(mb, epoch.Add(time.Duration(i)*time.Second), addrA, in.Datagrams)
+		check(t, err)
+		if r.Session.Local() != a.Agent {
+			t.Fatalf("agent %d: answered by %v", i, r.Session.Local())
+		}
+		indexes[r.Session.LocalIndex()] = true
+		r, err = deliver(ma, epoch, addrB, r.Reply)
+		check(t, err)
+		if r.Session.Remote().Agent != a.Agent {
+			t.Fatalf("agent %d: reached %v", i, r.Session.Remote().Name)
+		}
+	}
+	if len(indexes) != len(agents) || len(mb.indexes) != len(agents) {
+		t.Fatalf("%d indexes", len(indexes))
+	}
+	in, err := mb.Initiate(epoch, agents[0].Agent, agents[1].target())
+	check(t, err)
+	r, err := deliver(mb, epoch, addrB, in.Datagrams)
+	check(t, err)
+	own := r.Session
+	r, err = deliver(mb, epoch, addrB, r.Reply)
+	check(t, err)
+	send(t, r.Session, own, []byte("next door"))
+}
+
+func TestRotation(t *testing.T) {
+	d := newDuo(t, bothSuites)
+	a, b := d.confirmed(epoch)
+	former := d.b.target()
+	under := d.initiate(epoch)
+	d.b.rotate()
+	check(t, d.mb.SetLocals([]Local{d.b.Local}))
+	send(t, a, b, []byte("still"))
+	r, err := deliver(d.mb, epoch, addrA, under.Datagrams)
+	check(t, err)
+	r, err = deliver(d.ma, epoch, addrB, r.Reply)
+	check(t, err)
+	if r.Session.RemoteTunnel().Tunnel != former.Tunnel {
+		t.Fatal("answered with another key")
+	}
+	d.connect(epoch.Add(time.Second)) // to the new key
+	// When the old key is gone, it is gone.
+	d.b.Keys = d.b.Keys[:1]
+	check(t, d.mb.SetLocals([]Local{d.b.Local}))
+	in, err := d.ma.Initiate(epoch.Add(time.Minute), d.a.Agent, former)
+	check(t, err)
+	_, err = deliver(d.mb, epoch, addrA, in.Datagrams)
+	wantError(t, err, ErrMAC)
+}
+
+func TestInitiations(t *testing.T) {
+	d := newDuo(t, bothSuites)
+	_, err := d.ma.Initiate(epoch, d.b.Agent, d.b.target())
+	wantError(t, err, ErrUnknownKey)
+	_, err = d.ma.Initiate(epoch, d.a.Agent, d.a.target())
+	wantError(t, err, ErrKeyMismatch)
+	_, err = d.ma.Initiate(epoch, d.a.Agent, Target{d.b.Agent, d.b.tunnel.Public(), 0})
+	wantError(t, err, ErrSuite)
+	_, err = d.ma.Initiate(epoch, d.a.Agent, Target{d.b.Agent, identity.TunnelPublic{1}, bothSuites}) // a point of low order
+	if err == nil || len(d.ma.indexes) != 0 {
+		t.Fatalf("%v, %d indexes", err, len(d.ma.indexes))
+	}
+
+	// A newer one replaces the older.
+	older, newer := d.initiate(epoch), d.initiate(epoch)
+	if older.ID == newer.ID || len(d.ma.pending) != 1 || len(d.ma.indexes) != 1 {
+		t.Fatalf("%d pending, %d indexes", len(d.ma.pending), len(d.ma.indexes))
+	}
+	r, err := deliver(d.mb, epoch, addrA, older.Datagrams)
+	check(t, err)
+	_, err = deliver(d.ma, epoch, addrB, r.Reply)
+	wantError(t, err, ErrUnknownIndex)
+
+	// It waits for its time and no longer, whether or not Tick was called.
+	r, err = deliver(d.mb, epoch, addrA, newer.Datagrams)
+	check(t, err)
+	_, err = d.ma.Handle(epoch.Add(initiationLifetime), r.Reply[0], addrB)
+	wantError(t, err, ErrUnknownIndex)
+	d.ma.Tick(epoch.Add(initiationLifetime))
+	if len(d.ma.pending)+len(d.ma.newest)+len(d.ma.indexes) != 0 {
+		t.Fatal("Tick left an initiation")
+	}
+
+	abandoned := d.initiate(epoch.Add(time.Second))
+	r, err = deliver(d.mb, epoch, addrA, abandoned.Datagrams)
+	check(t, err)
+	d.ma.Release(abandoned.ID)
+	_, err = deliver(d.ma, epoch, addrB, r.Reply)
+	wantError(t, err, ErrUnknownIndex)
+	if len(d.ma.pending)+len(d.ma.newest)+len(d.ma.indexes) != 0 {
+		t.Fatal("Release left an initiation")
+	}
+}
+
+func TestTimestampsRiseWhenTheClockStepsBack(t *testing.T) {
+	d := newDuo(t, bothSuites)
+	for _, back := range []time.Duration{0, 0, time.Hour, time.Minute, 2 * time.Hour} {
+		in, err := d.ma.Initiate(epoch.Add(-back), d.a.Agent, d.b.target())
+		check(t, err)
+		_, err = deliver(d.mb, epoch, addrA, in.Datagrams)
+		check(t, err)
+	}
+	// They are forgotten when nobody could replay them any more.
+	d.mb.Tick(epoch.Add(23*time.Hour + ClockSkew))
+	if len(d.mb.stamps) != 1 {
+		t.Fatal("forgotten too early")
+	}
+	d.mb.Tick(epoch.Add(24 * time.Hour))
+	if len(d.mb.stamps) != 0 {
+		t.Fatal("not forgotten")
+	}
+}
+
+func TestSetLocalsRefuses(t *testing.T) {
+	d := newDuo(t, bothSuites)
+	mallory := d.agent("mallory", bothSuites)
+	_, err := NewMachine(Options{})
+	if err == nil {
+		t.Fatal("a machine of no network")
+	}
+	stolen, other := d.a.Local, d.a.Local
+	stolen.Certificate = mallory.Certificate
+	other.Keys = mallory.Keys
+	wantError(t, d.ma.SetLocals([]Local{stolen}), ErrKeyMismatch)
+	wantError(t, d.ma.SetLocals([]Local{other}), ErrKeyMismatch)
+	other.Keys = []TunnelIdentity{{mallory.tunnel, d.a.Keys[0].Statement}}
+	wantError(t, d.ma.SetLocals([]Local{other}), ErrKeyMismatch)
+	other.Keys = []TunnelIdentity{{d.a.tunnel, nil}}
+	wantError(t, d.ma.SetLocals([]Local{other}), ErrStatement)
+	stolen.Certificate = nil
+	wantError(t, d.ma.SetLocals([]Local{stolen}), ErrCertificate)
+	if d.ma.SetLocals([]Local{d.a.Local, d.a.Local}) == nil || d.ma.SetLocals([]Local{{Agent: d.a.Agent, Certificate: d.a.Certificate}}) == nil {
+		t.Fatal("took an agent twice or without a key")
+	}
+	d.connect(epoch) // nothing was changed by all that
+}
+
+// TestManyHandshakesAtOnce is for the race detector.
+func TestManyHandshakesAtOnce(t *testing.T) {
+	w := newWorld(t)
+	b := w.agent("beta", bothSuites)
+	mb := w.machine(b)
+	var wg sync.WaitGroup
+	for i := range 8 {
+		a := w.agent("alpha"+string(rune('a'+i)), bothSuites)
+		ma := w.machine(a)
+		from := netip.AddrPortFrom(addrA.Addr(), uint16(1000+i))
+		wg.Go(func() {
+			for n := range 5 {
+				now := epoch.Add(time.Duration(n) * time.Second)
+				in, err := ma.Initiate(now, a.Agent, b.target())
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				r, err := deliver(mb, now, from, in.Datagrams)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				if _, err = deliver(ma, now, addrB, r.Reply); err != nil {
+					t.Error(err)
+				}
+				mb.Tick(now)
+				_ = mb.SetLocals([]Local{b.Local})
+				mb.Release(r.Session.LocalIndex())
+			}
+		})
+	}
+	wg.Wait()
+	if len(mb.indexes) != 0 {
+		t.Fatalf("%d indexes left", len(mb.indexes))
+	}
+}
+
+func TestKind(t *testing.T) {
+	d := newDuo(t, bothSuites)
+	in := d.initiate(epoch)
+	stun := append([]byte{0x01, 0x01, 0, 12, 0x21, 0x12, 0xa4, 0x42}, make([]byte, 40)...)
+	junk := make([]byte, 100)
+	_, _ = rand.Read(junk[1:])
+	for name, c := range map[string]struct {
+		datagram []byte
+		want     MessageKind
+	}{
+		"nothing": {nil, KindInvalid}, "short": {in.Datagrams[0][:Overhead-1], KindInvalid}, "stun": {stun, KindInvalid},
+		"junk": {junk, KindInvalid}, "initiation": {in.Datagrams[0], KindHandshake},
+		"other version": {append([]byte{typeInitiation, Version + 1}, make([]byte, 100)...), KindInvalid},
+		"too long":      {append(bytes.Clone(in.Datagrams[0]), 0), KindInvalid},
+	} {
+		if got := Kind(c.datagram); got != c.want {
+			t.Errorf("%s: %v", name, got)
+		}
+		if RecordIndex(c.datagram) != 0 {
+			t.Errorf("%s: has an index", name)
+		}
+	}
 }
