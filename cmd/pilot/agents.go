@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"fmt"
+	"io"
+	"reflect"
+	"strings"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/pilot-protocol/pilot/identity"
+	"github.com/pilot-protocol/pilot/node/localapi"
+)
+
+func (p *program) agentsCommand() *cli.Command {
+	return &cli.Command{
+		Name: "agents", Usage: "list the agents that you may see",
+		Description: manual{
+			about: `Lists this agent and those with whom there is a consent in either direction. Nobody is shown the whole network.
+
+` + trustStates,
+			examples: []string{"pilot agents", "pilot agents --json | jq -r '.agents[].fqdn'"},
+			exits:    []int{localapi.ExitNotRunning, localapi.ExitForbidden, localapi.ExitUnreachable},
+			result:   reflect.TypeFor[localapi.AgentList](),
+		}.String(),
+		Action: p.agents,
+	}
+}
+
+const trustStates = `states of trust:
+  self        this agent
+  none        no consent either way
+  requested   you consented, they have not yet
+  pending     they consented and wait for your decision: pilot trust pending
+  mutual      both consented: you can talk
+  rejected    you or they said no
+  revoked     one of the two consents was taken back`
+
+func (p *program) agents(c *cli.Context) error {
+	if err := positional(c, 0, 0); err != nil {
+		return err
+	}
+	client, err := p.client(c)
+	if err != nil {
+		return err
+	}
+	list, err := ask(c.Context, askLimit, client.Agents)
+	if err != nil {
+		return err
+	}
+	return p.show(c, list, func(w io.Writer) {
+		if len(list.Agents) == 0 {
+			fmt.Fprintln(w, "none yet: invite one (pilot invite) or ask for trust (pilot trust NAME)")
+			return
+		}
+		rows := [][]string{{"NAME", "ADDRESS", "TRUST", "ONLINE", "TAGS"}}
+		for _, a := range list.Agents {
+			rows = append(rows, []string{a.Name, a.Address.String(), a.Trust, online(a, time.Now()), strings.Join(a.Tags, ",")})
+		}
+		table(w, rows...)
+	})
+}
+
+func online(a localapi.Agent, now time.Time) string {
+	switch {
+	case a.Online:
+		return "yes"
+	case a.LastSeen.IsZero():
+		return "no"
+	}
+	return "no, seen " + ago(a.LastSeen, now)
+}
+
+// completeAgents offers the names of agents to a shell that completes an argument.
+func (p *program) completeAgents(c *cli.Context) {
+	cli.DefaultCompleteWithFlags(c.Command)(c)
+	client, err := p.client(c)
+	if err != nil {
+		return
+	}
+	list, err := ask(c.Context, time.Second, client.Agents)
+	if err != nil {
+		return // a shell that completes shows no errors
+	}
+	for _, a := range list.Agents {
+		if identity.ValidateName(a.Name) == nil { // nothing else may reach a shell
+			fmt.Fprintln(p.stdout, a.Name)
+		}
+	}
+}

@@ -1,0 +1,200 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strconv"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/pilot-protocol/pilot/coordinator"
+	"github.com/pilot-protocol/pilot/coordinator/api"
+	"github.com/pilot-protocol/pilot/identity"
+	"github.com/pilot-protocol/pilot/node/localapi"
+	"github.com/pilot-protocol/pilot/platform"
+)
+
+const (
+	firstInviteLife = 24 * time.Hour
+	maxAdvertised   = 8 // addresses in an invite
+	authorityFile   = "authority.key"
+)
+
+// coordinatorResult says what a coordinator serves.
+type coordinatorResult struct {
+	Network   string                   `json:"network"`
+	Authority identity.AuthorityPublic `json:"authority"`
+	Listen    string                   `json:"listen"`
+	Addresses []string                 `json:"addresses"` // host:port under which agents are told to reach it
+	Created   bool                     `json:"created"`   // the authority key was made by this call
+	Invite    string                   `json:"invite,omitempty"`
+}
+
+func (p *program) coordinatorCommand() *cli.Command {
+	return &cli.Command{
+		Name: "coordinator", Usage: "run a coordinator of its own, without an agent",
+		Flags: []cli.Flag{
+			&cli.StringFlag{Name: "listen", Value: net.JoinHostPort("", strconv.Itoa(api.DefaultPort)), Usage: "`HOST:PORT` to listen on, TCP (default: port 7745 of all addresses)"},
+			&cli.StringSliceFlag{Name: "advertise", Usage: "a `HOST:PORT` by which agents reach it; may be repeated (default: this host's addresses)"},
+			&cli.StringFlag{Name: "network", Value: "pilot", Usage: "the `NAME` of the network, if it is new (default: pilot)"},
+			&cli.StringFlag{Name: "nats", Usage: "keep the state in the NATS at `URL` (JetStream) instead of the state folder"},
+			&cli.BoolFlag{Name: "invite", Usage: "print an invite for an admin also if the network is not new"},
+			&cli.StringFlag{Name: "log-level", Value: "info", Usage: "the least `LEVEL` to log: debug, info, warn, error"},
+			&cli.StringFlag{Name: "log-format", Value: "text", Usage: "`FORMAT` of the log: json or text"},
+		},
+		Description: manual{
+			about: `Runs until SIGINT or SIGTERM. It registers agents and carries their signals; it is not in the path of their traffic and can
+read none of it. "pilot up" without an invite runs one inside the daemon: this is for a host that has no agent, or for
+several coordinators in front of one NATS.
+
+--state DIR is its own folder here (default: the folder "coordinator" in pilot's default state folder). It holds the
+authority's key, which admits agents and which nobody else ever sees: keep it safe, and give each coordinator of a
+network a copy. When it is made, the network is new, and an invite for a first admin is printed: one use, 24 h.
+
+The log goes to standard error.`,
+			examples: []string{
+				"sudo pilot coordinator --advertise coord.example.com:7745",
+				"pilot coordinator --state /srv/coord --listen :7745 --nats nats://nats.example.com:4222",
+			},
+			exits:  []int{localapi.ExitForbidden, localapi.ExitConflict, localapi.ExitUnreachable, localapi.ExitState},
+			result: reflect.TypeFor[coordinatorResult](),
+			note:   "printed once, when it listens",
+		}.String(),
+		Action: p.coordinator,
+	}
+}
+
+func (p *program) coordinator(c *cli.Context) error {
+	if err := positional(c, 0, 0); err != nil {
+		return err
+	}
+	log, err := newLog(p.stderr, c.String("log-level"), c.String("log-format"))
+	if err != nil {
+		return err
+	}
+	if err := identity.ValidateNetworkName(c.String("network")); err != nil {
+		return &localapi.Error{Code: localapi.CodeNameInvalid, Message: "--network: " + err.Error()}
+	}
+	dir := filepath.Join(p.sys.DefaultStateDir(), "coordinator")
+	if c.String("state") != "" {
+		if dir, err = p.stateDir(c); err != nil {
+			return err
+		}
+	}
+	_, err = os.Stat(filepath.Join(dir, authorityFile))
+	created := errors.Is(err, fs.ErrNotExist)
+	co, err := coordinator.New(coordinator.Options{
+		Listen: c.String("listen"), StateDir: dir, NATS: c.String("nats"), Network: c.String("network"), Log: log,
+		Now: time.Now, Advertise: c.StringSlice("advertise"),
+	})
+	if err != nil {
+		return coded(err)
+	}
+	return p.runCoordinator(c, co, created)
+}
+
+func (p *program) runCoordinator(c *cli.Context, co *coordinator.Coordinator, created bool) error {
+	ctx, cancel := context.WithCancel(c.Context)
+	defer cancel()
+	ended := make(chan error, 1)
+	go func() { ended <- co.Run(ctx) }()
+	err := p.introduce(ctx, c, co, created)
+	if err != nil {
+		cancel()
+	}
+	if runErr := <-ended; runErr != nil && c.Context.Err() == nil && err == nil {
+		err = runErr
+	}
+	return err
+}
+
+// introduce prints what the coordinator serves, with an invite if one is due.
+func (p *program) introduce(ctx context.Context, c *cli.Context, co *coordinator.Coordinator, created bool) error {
+	r := coordinatorResult{Network: c.String("network"), Authority: co.Authority(), Listen: co.Addr().String(), Created: created}
+	var err error
+	if r.Addresses, err = advertised(co.Addr(), c.StringSlice("advertise"), platform.InterfaceAddresses); err != nil {
+		return err
+	}
+	if created || c.Bool("invite") {
+		invite, request, err := adminInvite(rand.Reader, r, time.Now())
+		if err != nil {
+			return err
+		}
+		if err := co.CreateInvite(ctx, request); err != nil {
+			return fmt.Errorf("make the invite: %w", err)
+		}
+		if r.Invite, err = invite.Text(); err != nil {
+			return err
+		}
+	}
+	return p.show(c, r, func(w io.Writer) {
+		note := ""
+		if r.Created {
+			note = "  (new)"
+		}
+		line(w, "network", "%s%s", r.Network, note)
+		line(w, "authority", "%s", r.Authority)
+		line(w, "listen", "%s", r.Listen)
+		for _, a := range r.Addresses {
+			line(w, "address", "%s", a)
+		}
+		if r.Invite != "" {
+			line(w, "invite", "pilot up %s   (one use, 24 h, tags: %s)", r.Invite, api.TagAdmin)
+		}
+	})
+}
+
+// adminInvite makes an invite for a first admin, with what the coordinator has to know of it.
+func adminInvite(random io.Reader, r coordinatorResult, now time.Time) (identity.Invite, api.InviteRequest, error) {
+	key, err := identity.NewJoinKey(random)
+	if err != nil {
+		return identity.Invite{}, api.InviteRequest{}, err
+	}
+	expires := now.Add(firstInviteLife).Truncate(time.Second)
+	return identity.Invite{NetworkName: r.Network, Authority: r.Authority, Coordinators: r.Addresses, Key: key, Expires: expires},
+		api.InviteRequest{Join: key.Public(), Uses: 1, Expires: expires, Tags: []string{api.TagAdmin}}, nil
+}
+
+// advertised are the addresses by which agents reach a coordinator: those that were given, or the one that it listens
+// on, or the host's.
+func advertised(listen net.Addr, given []string, own func(exclude string) ([]netip.Addr, error)) ([]string, error) {
+	if len(given) > maxAdvertised {
+		return nil, usage("--advertise: %d addresses; at most %d fit into an invite", len(given), maxAdvertised)
+	}
+	if len(given) > 0 {
+		return given, nil
+	}
+	at, err := netip.ParseAddrPort(listen.String())
+	if err != nil {
+		return nil, fmt.Errorf("the coordinator's address: %w", err)
+	}
+	if !at.Addr().IsUnspecified() {
+		return []string{at.String()}, nil
+	}
+	addrs, err := own("")
+	if err != nil {
+		return nil, fmt.Errorf("find this host's addresses: %w", err)
+	}
+	var list []string
+	for _, a := range addrs[:min(len(addrs), maxAdvertised)] {
+		list = append(list, netip.AddrPortFrom(a.WithZone(""), at.Port()).String())
+	}
+	if len(list) == 0 {
+		e := usage("this host has no address by which agents could reach it")
+		e.Hint = "give one by --advertise HOST:PORT"
+		return nil, e
+	}
+	return list, nil
+}

@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+
+	systemd "github.com/coreos/go-systemd/v22/daemon"
+	"github.com/urfave/cli/v2"
+
+	"github.com/pilot-protocol/pilot/node/localapi"
+)
+
+func (p *program) daemonCommand() *cli.Command {
+	return &cli.Command{
+		Name: "daemon", Usage: "run the daemon in this process; for service managers", Hidden: true,
+		Flags: []cli.Flag{
+			&cli.StringFlag{Name: "log-level", Value: "info", Usage: "the least `LEVEL` to log: debug, info, warn, error"},
+			&cli.StringFlag{Name: "log-format", Value: "json", Usage: "`FORMAT` of the log: json or text"},
+		},
+		Description: manual{
+			about: `What the system service and "pilot up" run. It serves the local API on the state folder's socket and brings the stored
+network up, if there is one; a new one comes through the socket, by "pilot up". It ends on SIGTERM, SIGINT or
+"pilot down" and leaves the host as it was. It tells systemd when it is ready (sd_notify).
+
+The log goes to standard error: to the journal where systemd runs it ("journalctl -u pilot"), otherwise to pilot.log in
+the state folder. It has no secrets. If the daemon ends by an error, the last line has its code.`,
+			examples: []string{"pilot daemon --state /srv/pilot --log-level debug"},
+			exits:    []int{localapi.ExitForbidden, localapi.ExitConflict, localapi.ExitState},
+		}.String(),
+		Action: p.daemon,
+	}
+}
+
+func (p *program) daemon(c *cli.Context) error {
+	if err := positional(c, 0, 0); err != nil {
+		return err
+	}
+	log, err := newLog(p.stderr, c.String("log-level"), c.String("log-format"))
+	if err != nil {
+		return err
+	}
+	dir, err := p.stateDir(c)
+	if err != nil {
+		return err
+	}
+	if err := p.serve(c.Context, dir, log, p.notifyReady(log, dir)); err != nil {
+		e := asError(err)
+		log.Error(endedMessage, "code", e.Code, "err", e.Message, "hint", e.Hint)
+		return exit(localapi.ExitStatus(e.Code))
+	}
+	return nil
+}
+
+// serve runs a node in this process, and ready beside it, until the node ends: by ctx, or by "pilot down".
+func (p *program) serve(ctx context.Context, dir string, log *slog.Logger, ready func(context.Context) error) error {
+	n, err := p.sys.NewNode(dir, log)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	first := make(chan error, 1)
+	go func() {
+		err := ready(ctx)
+		if err != nil {
+			cancel()
+		}
+		first <- err
+	}()
+	err = n.Run(ctx)
+	cancel()
+	if readyErr := <-first; err == nil && !errors.Is(readyErr, context.Canceled) {
+		err = readyErr
+	}
+	return err
+}
+
+// notifyReady tells a service manager, if there is one, when the socket answers.
+func (p *program) notifyReady(log *slog.Logger, dir string) func(context.Context) error {
+	return func(ctx context.Context) error {
+		if os.Getenv("NOTIFY_SOCKET") == "" {
+			return nil
+		}
+		client := p.clientAt(p.sys.SocketPath(dir))
+		if err := p.awaitDaemon(ctx, client, ctx.Err, "above"); err != nil {
+			if ctx.Err() != nil {
+				return context.Canceled
+			}
+			return err
+		}
+		if _, err := systemd.SdNotify(false, systemd.SdNotifyReady); err != nil {
+			log.Warn("the service manager can't be told that the daemon is ready", "err", err)
+		}
+		return nil
+	}
+}
+
+// upHere runs the daemon in this process and asks it, by its socket, to come up.
+func (p *program) upHere(c *cli.Context, request localapi.UpRequest) error {
+	log, err := newLog(p.stderr, "info", "text")
+	if err != nil {
+		return err
+	}
+	dir, err := p.stateDir(c)
+	if err != nil {
+		return err
+	}
+	client := p.clientAt(p.sys.SocketPath(dir))
+	return p.serve(c.Context, dir, log, func(ctx context.Context) error {
+		if err := p.awaitDaemon(ctx, client, ctx.Err, "above"); err != nil {
+			return err
+		}
+		result, err := ask(ctx, upLimit, func(ctx context.Context) (localapi.UpResult, error) { return client.Up(ctx, request) })
+		if err != nil {
+			if ctx.Err() != nil {
+				return context.Canceled
+			}
+			return err
+		}
+		return p.showUp(c, result)
+	})
+}
+
+// newLog makes the log of a daemon.
+func newLog(w io.Writer, level, format string) (*slog.Logger, error) {
+	var least slog.Level
+	if err := least.UnmarshalText([]byte(level)); err != nil {
+		e := usage("--log-level: %q is no level", level)
+		e.Hint = "levels are debug, info, warn, error"
+		return nil, e
+	}
+	options := &slog.HandlerOptions{Level: least}
+	switch format {
+	case "json":
+		return slog.New(slog.NewJSONHandler(w, options)), nil
+	case "text":
+		return slog.New(slog.NewTextHandler(w, options)), nil
+	}
+	e := usage("--log-format: %q is no format", format)
+	e.Hint = fmt.Sprintf("formats are %s and %s", "json", "text")
+	return nil, e
+}

@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"reflect"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/pilot-protocol/pilot/node/localapi"
+)
+
+// downLimit is how long a daemon may take to end.
+const downLimit = 10 * time.Second
+
+func (p *program) downCommand() *cli.Command {
+	return &cli.Command{
+		Name: "down", Usage: "end the daemon and leave the host as it was",
+		Description: manual{
+			about: `Ends the daemon (the system service, where that runs it) and returns when its process is gone: no interface, route, DNS
+change or socket is left. If no daemon runs, what one that crashed has left behind is undone, and "not running" is no
+error. Identity, network and trust stay in the state folder: "pilot up" goes on with them.`,
+			examples: []string{"sudo pilot down"},
+			exits:    []int{localapi.ExitForbidden, localapi.ExitUnreachable, localapi.ExitState},
+			result:   reflect.TypeFor[localapi.DownResult](),
+			note:     "pid is that of the daemon that has ended, 0 if none ran",
+		}.String(),
+		Action: p.down,
+	}
+}
+
+func (p *program) down(c *cli.Context) error {
+	if err := positional(c, 0, 0); err != nil {
+		return err
+	}
+	dir, err := p.stateDir(c)
+	if err != nil {
+		return err
+	}
+	socket := p.sys.SocketPath(dir)
+	result, err := ask(c.Context, askLimit, p.clientAt(socket).Down)
+	if err != nil && codeOf(err) != localapi.CodeNotRunning {
+		return err
+	}
+	ran := err == nil
+	if service := p.sys.Service(); dir == p.sys.DefaultStateDir() && service.Installed() && service.Running() {
+		ran = true
+		if err := service.Stop(); err != nil {
+			return fmt.Errorf("stop the system service: %w", err)
+		}
+	}
+	if err := p.awaitEnd(c.Context, socket, result.PID); err != nil {
+		return err
+	}
+	if err := p.sys.Cleanup(dir); err != nil {
+		return fmt.Errorf("undo what the daemon left behind: %w", err)
+	}
+	return p.show(c, result, func(w io.Writer) {
+		if ran {
+			fmt.Fprintln(w, "down")
+		} else {
+			fmt.Fprintln(w, "not running")
+		}
+	})
+}
+
+// awaitEnd waits until the process is gone. With pid 0 there is none to wait for.
+func (p *program) awaitEnd(ctx context.Context, socket string, pid int) error {
+	if pid == 0 {
+		return nil
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, downLimit, errTooLong)
+	defer cancel()
+	tick := time.NewTicker(pollInterval)
+	defer tick.Stop()
+	for p.sys.Alive(pid) || exists(socket) && p.answers(ctx, socket) {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			if !errors.Is(context.Cause(ctx), errTooLong) {
+				return ctx.Err()
+			}
+			return &localapi.Error{Code: localapi.CodeTimeout, Message: fmt.Sprintf("the daemon (process %d) has not ended after %s", pid, period(downLimit)),
+				Hint: fmt.Sprintf("if it hangs: kill -9 %d, then pilot down again", pid)}
+		}
+	}
+	return nil
+}
+
+var errTooLong = errors.New("too long")
+
+func exists(path string) bool {
+	_, err := os.Lstat(path)
+	return !errors.Is(err, fs.ErrNotExist)
+}
+
+// answers reports whether somebody listens at the socket; a dead one's file may be left.
+func (p *program) answers(ctx context.Context, socket string) bool {
+	conn, err := p.sys.Dial(ctx, socket)
+	if err != nil {
+		return false
+	}
+	_ = conn.Close() // it was only to see
+	return true
+}

@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"strings"
+	"syscall"
+
+	"github.com/pilot-protocol/pilot/node"
+	"github.com/pilot-protocol/pilot/node/localapi"
+	"github.com/pilot-protocol/pilot/platform"
+)
+
+// host is the system that pilot runs on.
+type host struct{}
+
+func (host) DefaultStateDir() string           { return platform.DefaultStateDir() }
+func (host) SocketPath(stateDir string) string { return platform.SocketPath(stateDir) }
+func (host) Service() service                  { return platform.SystemService() }
+func (host) Cleanup(stateDir string) error     { return coded(node.Cleanup(stateDir)) }
+
+func (host) Dial(ctx context.Context, socket string) (net.Conn, error) {
+	conn, err := platform.DialLocal(ctx, socket)
+	return conn, coded(err)
+}
+
+func (host) Start(args []string, logFile string) (int, error) {
+	exe, err := os.Executable()
+	if err != nil {
+		return 0, fmt.Errorf("find this program: %w", err)
+	}
+	pid, err := platform.StartBackground(exe, args, logFile)
+	return pid, coded(err)
+}
+
+func (host) NewNode(stateDir string, log *slog.Logger) (runner, error) {
+	n, err := node.New(node.Options{StateDir: stateDir, Version: buildVersion().Version, Log: log})
+	if err != nil {
+		return nil, coded(err)
+	}
+	return n, nil
+}
+
+func (host) Alive(pid int) bool {
+	if pid <= 0 {
+		return false
+	}
+	// One that has ended is there until its parent asks for it; in a container the parent may never do that.
+	if stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid)); err == nil {
+		if i := strings.LastIndexByte(string(stat), ')'); i >= 0 && strings.HasPrefix(string(stat[i:]), ") Z") {
+			return false
+		}
+	}
+	process, err := os.FindProcess(pid)
+	if err != nil {
+		return false
+	}
+	defer func() { _ = process.Release() }() // it only forgets the handle
+	// Windows knows no signal to ask with: there, that the process was found is the answer.
+	err = process.Signal(syscall.Signal(0))
+	return err == nil || !errors.Is(err, os.ErrProcessDone) && !errors.Is(err, syscall.ESRCH)
+}
+
+// coded gives the platform's errors their codes.
+func coded(err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, platform.ErrInsecurePath):
+		return &localapi.Error{Code: localapi.CodeInsecurePath, Message: err.Error(),
+			Hint: "somebody else may have put it there: look at who owns that path and the folders above it"}
+	case errors.Is(err, platform.ErrLocked):
+		return &localapi.Error{Code: localapi.CodeStateLocked, Message: err.Error(),
+			Hint: "another process uses that folder: end it (pilot down), or give another one by --state"}
+	}
+	return err
+}

@@ -1,0 +1,154 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"io"
+	"io/fs"
+	"net"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/pilot-protocol/pilot/node/localapi"
+)
+
+// completeFlag is what the completion scripts put at the end of an unfinished command line.
+const completeFlag = "--generate-bash-completion"
+
+// program is one run of pilot.
+type program struct {
+	sys            system
+	stdin          io.Reader
+	stdout, stderr io.Writer
+}
+
+// run carries out a command line and returns the exit status.
+func (p *program) run(ctx context.Context, args []string) int {
+	app := p.app()
+	if slices.Contains(args, completeFlag) {
+		if err := app.RunContext(ctx, args); err != nil {
+			return localapi.ExitFailure // a shell that completes shows no errors
+		}
+		return localapi.ExitOK
+	}
+	inv, err := arrange(app, args)
+	if err == nil {
+		if inv.help {
+			err = p.showHelp(app, inv.path, inv.json)
+		} else {
+			err = app.RunContext(ctx, inv.args)
+		}
+	}
+	return p.report(ctx, err, inv.json)
+}
+
+func (p *program) app() *cli.App {
+	return &cli.App{
+		Name:                 "pilot",
+		HelpName:             "pilot",
+		Usage:                "the network that agents live on",
+		Description:          overview,
+		Flags:                globalFlags(),
+		HideHelp:             true, // ours knows exit statuses and schemas
+		HideHelpCommand:      true,
+		HideVersion:          true,
+		EnableBashCompletion: true,
+		Reader:               p.stdin,
+		Writer:               p.stdout,
+		ErrWriter:            p.stderr,
+		ExitErrHandler:       func(*cli.Context, error) {}, // report decides
+		OnUsageError:         func(_ *cli.Context, err error, _ bool) error { return usage("%v", err) },
+		Commands:             p.commands(),
+	}
+}
+
+func (p *program) commands() []*cli.Command {
+	all := []*cli.Command{
+		p.upCommand(), p.downCommand(), p.statusCommand(), p.pingCommand(), p.agentsCommand(), p.whoisCommand(),
+		p.inviteCommand(), p.trustCommand(), p.coordinatorCommand(), p.daemonCommand(),
+		p.versionCommand(), p.completionCommand(), p.helpCommand(),
+	}
+	for _, c := range all {
+		plain(c)
+	}
+	return all
+}
+
+// plain turns off what the library would add to a command by itself.
+func plain(c *cli.Command) {
+	c.HideHelp, c.HideHelpCommand = true, true
+	c.OnUsageError = func(_ *cli.Context, err error, _ bool) error { return usage("%v", err) }
+	for _, sub := range c.Subcommands {
+		plain(sub)
+	}
+}
+
+func globalFlags() []cli.Flag {
+	return []cli.Flag{
+		&cli.BoolFlag{Name: "json", Usage: "print JSON on standard output, errors included"},
+		&cli.StringFlag{Name: "state", EnvVars: []string{"PILOT_STATE"}, Usage: "the daemon's state folder `DIR`; its socket is found by it"},
+	}
+}
+
+// stateDir is the state folder of this call, absolute.
+func (p *program) stateDir(c *cli.Context) (string, error) {
+	dir := c.String("state")
+	if dir == "" {
+		return p.sys.DefaultStateDir(), nil
+	}
+	abs, err := filepath.Abs(dir)
+	if err != nil {
+		return "", usage("the state folder %q: %v", dir, err)
+	}
+	return abs, nil
+}
+
+// client returns a client of the daemon of this call. Nothing is dialled yet.
+func (p *program) client(c *cli.Context) (*localapi.Client, error) {
+	dir, err := p.stateDir(c)
+	if err != nil {
+		return nil, err
+	}
+	return p.clientAt(p.sys.SocketPath(dir)), nil
+}
+
+func (p *program) clientAt(socket string) *localapi.Client {
+	return localapi.NewClient(func(ctx context.Context) (net.Conn, error) {
+		conn, err := p.sys.Dial(ctx, socket)
+		if err != nil {
+			return nil, dialError(ctx, socket, err)
+		}
+		return conn, nil
+	})
+}
+
+// dialError says what it means that the socket can't be reached.
+func dialError(ctx context.Context, socket string, err error) error {
+	var own *localapi.Error
+	switch {
+	case errors.As(err, &own):
+		return own
+	case ctx.Err() != nil:
+		return err
+	case errors.Is(err, fs.ErrPermission):
+		return &localapi.Error{Code: localapi.CodePermission, Message: "you may not talk to the daemon at " + socket,
+			Hint: "run it with sudo, or become a member of the group pilot and log in again"}
+	}
+	return &localapi.Error{Code: localapi.CodeNotRunning, Message: "no pilot daemon runs here (nothing answers at " + socket + ")",
+		Hint: "start it with: pilot up"}
+}
+
+// ask calls the daemon with a limit of time, in which an answer that needs the coordinator or a peer has to come.
+func ask[A any](ctx context.Context, limit time.Duration, f func(context.Context) (A, error)) (A, error) {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	return f(ctx)
+}
+
+// askLimit is for questions that may need one round to the coordinator.
+const askLimit = 30 * time.Second

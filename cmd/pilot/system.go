@@ -1,0 +1,39 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"log/slog"
+	"net"
+)
+
+// system is what the commands need of the host and of the node, beside the daemon's socket. An error that has a code of
+// its own is a *localapi.Error.
+type system interface {
+	DefaultStateDir() string
+	SocketPath(stateDir string) string
+	Dial(ctx context.Context, socket string) (net.Conn, error)
+	// Start runs this program with args in the background, its output appended to logFile.
+	Start(args []string, logFile string) (pid int, err error)
+	Service() service
+	// Alive reports whether a process exists and has not ended.
+	Alive(pid int) bool
+	// NewNode makes a node to be run in this process.
+	NewNode(stateDir string, log *slog.Logger) (runner, error)
+	// Cleanup undoes what a daemon that ended without warning left on the host.
+	Cleanup(stateDir string) error
+}
+
+// service is the daemon as the system's service manager runs it.
+type service interface {
+	Installed() bool
+	Start() error
+	Stop() error
+	Running() bool
+}
+
+// runner is a node.
+type runner interface {
+	Run(context.Context) error
+}

@@ -1,0 +1,199 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"reflect"
+	"strings"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/pilot-protocol/pilot/identity"
+	"github.com/pilot-protocol/pilot/node/localapi"
+)
+
+// upLimit is how long a network may take to become usable.
+const upLimit = 2 * time.Minute
+
+// maxInviteFile bounds what is read of a file with an invite, in bytes.
+const maxInviteFile = 16 << 10
+
+func (p *program) upCommand() *cli.Command {
+	return &cli.Command{
+		Name: "up", Usage: "join a network, make one, or go on with the one that this host has", ArgsUsage: "[INVITE|-]",
+		Flags: []cli.Flag{
+			&cli.StringFlag{Name: "name", Usage: "the agent's `NAME` in the network: a-z, 0-9, hyphens (default: the host's name)"},
+			&cli.StringFlag{Name: "network", Usage: "the `NAME` of a network to make (default: pilot)"},
+			&cli.StringFlag{Name: "invite-file", Usage: "read the invite from `FILE`"},
+			&cli.StringFlag{Name: "coordinator-listen", Usage: "`HOST:PORT` of the coordinator of a network to make (default: port 7745 of all addresses)"},
+			&cli.BoolFlag{Name: "foreground", Usage: "run the daemon in this process, until SIGINT or SIGTERM"},
+		},
+		Description: manual{
+			about: `Brings this host onto a network and returns when the network is usable; the daemon goes on in the background (the
+system service where one is installed). With an invite it joins that network and trusts the inviter. Without one it
+goes on with the network that it has, or makes a new one, whose coordinator then runs on this host, and prints an
+invite for the next host. It is no error if it is up already.
+
+An invite is a secret. As an argument it can be seen by other users of this host in the list of processes: where that
+matters give it by --invite-file, or by "-" on standard input. It reaches the daemon through its socket only.
+
+It needs root for the virtual interface. With --state DIR the daemon is one of its own, beside the host's.`,
+			examples: []string{
+				"sudo pilot up --name planner                      make a network, or go on",
+				"sudo pilot up --name warehouse pilot://…          join one",
+				"sudo pilot up --invite-file /run/secrets/invite   join one, the invite seen by nobody",
+				"ssh planner pilot invite --json | jq -r .invite | sudo pilot up -",
+			},
+			exits: []int{localapi.ExitNotRunning, localapi.ExitForbidden, localapi.ExitConflict, localapi.ExitUnreachable,
+				localapi.ExitKeyMismatch, localapi.ExitState},
+			result: reflect.TypeFor[localapi.UpResult](),
+		}.String(),
+		Action: p.up,
+	}
+}
+
+func (p *program) up(c *cli.Context) error {
+	if err := positional(c, 0, 1); err != nil {
+		return err
+	}
+	invite, err := p.readInvite(c)
+	if err != nil {
+		return err
+	}
+	if name := c.String("name"); name != "" {
+		if err := identity.ValidateName(name); err != nil {
+			return &localapi.Error{Code: localapi.CodeNameInvalid, Message: err.Error(), Hint: "use a-z, 0-9 and hyphens, at most 63 characters"}
+		}
+	}
+	request := localapi.UpRequest{
+		Name: c.String("name"), Network: c.String("network"), Invite: invite, CoordinatorListen: c.String("coordinator-listen"),
+	}
+	if invite != "" && (request.Network != "" || request.CoordinatorListen != "") {
+		e := usage("an invite names the network and its coordinator already")
+		e.Hint = "leave --network and --coordinator-listen out, or the invite"
+		return e
+	}
+	if c.Bool("foreground") {
+		return p.upHere(c, request)
+	}
+	return p.upDaemon(c, request)
+}
+
+// upDaemon asks the daemon, which is started where none runs.
+func (p *program) upDaemon(c *cli.Context, request localapi.UpRequest) error {
+	client, err := p.client(c)
+	if err != nil {
+		return err
+	}
+	started, err := p.ensureDaemon(c, client)
+	if err != nil {
+		return err
+	}
+	result, err := ask(c.Context, upLimit, func(ctx context.Context) (localapi.UpResult, error) { return client.Up(ctx, request) })
+	if err != nil {
+		if started {
+			p.endIdle(c.Context, client)
+		}
+		return err
+	}
+	return p.showUp(c, result)
+}
+
+// endIdle ends a daemon that was started for a call that failed, unless it has a network to care for.
+func (p *program) endIdle(ctx context.Context, client *localapi.Client) {
+	ctx = context.WithoutCancel(ctx) // also after an interruption
+	status, err := ask(ctx, pollLimit, client.Status)
+	if err != nil || status.State != localapi.StateDown {
+		return
+	}
+	if _, err := ask(ctx, pollLimit, client.Down); err != nil {
+		fmt.Fprintf(p.stderr, "pilot: warning: the daemon goes on without a network: %s\n", safe(err.Error()))
+	}
+}
+
+func (p *program) showUp(c *cli.Context, r localapi.UpResult) error {
+	for _, w := range r.Warnings {
+		fmt.Fprintf(p.stderr, "pilot: warning: %s\n", safe(w))
+	}
+	return p.show(c, r, func(w io.Writer) {
+		line(w, "network", "%s  (%s)", r.Network, upSource(r))
+		line(w, "agent", "%s  %s", r.FQDN, r.Address)
+		if r.Inviter != "" {
+			line(w, "inviter", "%s", r.Inviter)
+		}
+		if r.Invite != "" {
+			line(w, "invite", "pilot up %s   (one use, 24 h; more: pilot invite)", r.Invite)
+		}
+	})
+}
+
+// upSource says where the network comes from.
+func upSource(r localapi.UpResult) string {
+	var parts []string
+	if r.Created {
+		parts = append(parts, "new")
+	}
+	if r.Joined {
+		parts = append(parts, "joined")
+	}
+	at := strings.Join(r.Coordinators, ", ")
+	switch {
+	case r.Hosted:
+		at = strings.TrimSuffix("this host is its coordinator, "+at, ", ")
+	case at != "":
+		at = "coordinator " + at
+	default:
+		at = "no coordinator known"
+	}
+	return strings.Join(append(parts, at), "; ")
+}
+
+// readInvite returns the invite of the call, from wherever it comes; empty where there is none.
+func (p *program) readInvite(c *cli.Context) (string, error) {
+	text, file := c.Args().First(), c.String("invite-file")
+	switch {
+	case text != "" && file != "":
+		return "", usage("the invite is given twice: as an argument and by --invite-file")
+	case text == "-":
+		raw, err := io.ReadAll(io.LimitReader(p.stdin, maxInviteFile))
+		if err != nil {
+			return "", usage("standard input can't be read: %v", err)
+		}
+		text = string(raw)
+	case file != "":
+		f, err := os.Open(file)
+		if err != nil {
+			return "", usage("the invite can't be read: %v", err)
+		}
+		defer f.Close()
+		raw, err := io.ReadAll(io.LimitReader(f, maxInviteFile))
+		if err != nil {
+			return "", usage("the invite can't be read: %v", err)
+		}
+		text = string(raw)
+	case text == "":
+		return "", nil
+	}
+	return findInvite(text)
+}
+
+// findInvite takes the invite out of a text, in which "pilot up" may stand before it as it is printed.
+func findInvite(text string) (string, error) {
+	for word := range strings.FieldsSeq(text) {
+		if !strings.HasPrefix(word, inviteScheme) {
+			continue
+		}
+		if _, err := identity.ParseInvite(word); err != nil {
+			return "", &localapi.Error{Code: localapi.CodeInviteInvalid, Message: "the invite can't be used: " + err.Error(),
+				Hint: "copy all of it, from pilot:// to its last character, or ask for a new one"}
+		}
+		return word, nil
+	}
+	return "", &localapi.Error{Code: localapi.CodeInviteInvalid, Message: "there is no invite in what was given: an invite begins with " + inviteScheme,
+		Hint: "an admin of the network makes one by: pilot invite"}
+}
