@@ -1,0 +1,381 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package overlay
+
+import (
+	"container/heap"
+	"context"
+	"time"
+
+	"github.com/pilot-protocol/pilot/noise"
+	"github.com/pilot-protocol/pilot/overlay/packet"
+)
+
+// The timers. Handshakes are in handshake.go.
+const (
+	// lookEvery is how often a link with a session is looked at: all of its timers but those of handshakes are this exact.
+	lookEvery = time.Second
+	// probeAfter: when so long nothing came after we sent, the peer is asked whether it is there, again each lookEvery.
+	probeAfter = time.Second
+	// silentAfter: when still nothing came, the peer is called anew at all its addresses. The session goes on meanwhile.
+	silentAfter = 4 * time.Second
+	// keepaliveAfter: when packets came and nothing was sent for so long, the peer gets an empty record, so that it does
+	// not have to ask.
+	keepaliveAfter = 10 * time.Second
+	// refreshPatience is how long a peer may take to answer after our addresses changed, before it is called anew.
+	refreshPatience = time.Second
+	// confirmWithin is how long a session of the peer's may stay without its first record.
+	confirmWithin = 10 * time.Second
+	// pendingPatience is how long packets wait for that record before we call ourselves.
+	pendingPatience = time.Second
+	// offlineTry is how long the one first message to a peer that is said to be offline may take to be answered.
+	offlineTry = 2 * time.Second
+	// rekeyIfUsedWithin: a session that is due for renewal and was not used for so long is left to expire.
+	rekeyIfUsedWithin = 30 * time.Second
+	// responderRekeyAfter: where the initiator has not renewed a session that is used, the responder does. (Sessions end
+	// at noise.ExpireAfter; a handshake and its retries must fit in between.)
+	responderRekeyAfter = noise.ExpireAfter - 15*time.Second
+	// refusedFor and failedFor are how long programs get their error at once after a refusal or a failed handshake.
+	refusedFor = 10 * time.Second
+	failedFor  = 10 * time.Second
+	// machineEvery is how often noise.Machine forgets what is old.
+	machineEvery = 5 * time.Second
+)
+
+// controlLoop drives all timers, and handles what peers say about sessions.
+func (o *Overlay) controlLoop(ctx context.Context) error {
+	timer := time.NewTimer(machineEvery)
+	defer timer.Stop()
+	now := o.now()
+	machineDue := now.at + machineEvery
+	for {
+		next := o.runTimers(now)
+		if now.at >= machineDue {
+			o.noise.Tick(now.wall)
+			machineDue = now.at + machineEvery
+		}
+		timer.Reset(max(0, min(next, machineDue)-now.at))
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-timer.C:
+		case <-o.wakes.kick:
+		case m := <-o.messages:
+			o.handleMessage(m)
+		}
+		now = o.now()
+	}
+}
+
+// runTimers looks at all links that are due or were woken, and returns when the next one is.
+func (o *Overlay) runTimers(now moment) time.Duration {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for _, l := range o.wakes.take() {
+		o.lookLocked(l, now)
+	}
+	h := &o.control.timers
+	for h.Len() > 0 && (*h)[0].due <= now.at {
+		l, _ := heap.Pop(h).(*link)
+		o.lookLocked(l, now)
+	}
+	if h.Len() == 0 {
+		return now.at + machineEvery
+	}
+	return (*h)[0].due
+}
+
+// lookLocked looks at all timers of a link, in an order in which one may depend on those before it.
+func (o *Overlay) lookLocked(l *link, now moment) {
+	r, ok := o.snap.Load().routes[l.out]
+	if !ok || r.link != l || o.control.ended {
+		o.endLocked(l, ReasonNotTrusted, now)
+		return
+	}
+	if l.busyLocked() {
+		if reason := o.snap.Load().admitted(r, l.serialLocked(), now); reason != "" {
+			o.endLocked(l, reason, now)
+			return
+		}
+	}
+	o.confirmLocked(l, now)
+	o.expireLocked(l, now)
+	o.silenceLocked(l, now)
+	o.keepaliveLocked(l, now)
+	o.rekeyLocked(l, now)
+	o.retransmitLocked(l, now)
+	o.serveQueueLocked(l, now)
+	o.rescheduleLocked(l, now)
+}
+
+// confirmLocked makes a session of the peer's ours when its first record came.
+func (o *Overlay) confirmLocked(l *link, now moment) {
+	s := l.pending
+	if s == nil {
+		return
+	}
+	l.unconfirmed.Store(true) // before the question, so that a record that comes in between is not missed
+	switch {
+	case s.noise.Confirmed():
+		l.unconfirmed.Store(false)
+		l.pending = nil
+		o.adoptLocked(s, now)
+	case now.at-s.at >= confirmWithin:
+		l.unconfirmed.Store(false)
+		l.pending = nil
+		o.discard(s)
+	}
+}
+
+// expireLocked ends sessions that are too old.
+func (o *Overlay) expireLocked(l *link, now moment) {
+	if s := l.previous; s != nil && s.noise.Expired(now.wall) {
+		l.previous = nil
+		o.discard(s)
+	}
+	if s := l.current.Load(); s != nil && s.noise.Expired(now.wall) {
+		o.downLocked(l, ReasonExpired)
+	}
+}
+
+// silenceLocked notices that the peer does not answer.
+func (o *Overlay) silenceLocked(l *link, now moment) {
+	s := l.current.Load()
+	if s == nil {
+		return
+	}
+	if l.refresh != 0 {
+		if heard := time.Duration(l.received.Load()); heard > l.refresh {
+			l.refresh = 0
+		} else if now.at-l.refresh >= refreshPatience {
+			l.refresh = 0
+			o.beginLocked(l, now)
+		}
+	}
+	since := time.Duration(l.unanswered.Load())
+	if since == 0 {
+		return
+	}
+	silent := now.at - since
+	if silent >= silentAfter && !l.attempt.active {
+		o.beginLocked(l, now)
+	}
+	if silent >= probeAfter && now.at-l.probe.at >= lookEvery {
+		o.probeLocked(l, s, now)
+	}
+}
+
+// keepaliveLocked sends an empty record where packets came and none went.
+func (o *Overlay) keepaliveLocked(l *link, now moment) {
+	s := l.current.Load()
+	owed := time.Duration(l.owed.Load())
+	if s != nil && owed != 0 && now.at-owed >= keepaliveAfter {
+		o.sendMessage(s, nil, false, now)
+	}
+}
+
+// rekeyLocked renews a session that is used.
+func (o *Overlay) rekeyLocked(l *link, now moment) {
+	s := l.current.Load()
+	if s == nil || l.attempt.active || l.pending != nil {
+		return
+	}
+	if last := time.Duration(l.lastData.Load()); last == 0 || now.at-last > rekeyIfUsedWithin {
+		return
+	}
+	if s.noise.NeedsRekey(now.wall) || (!s.noise.Initiator() && now.wall.Sub(s.noise.Created()) >= responderRekeyAfter) {
+		o.beginLocked(l, now)
+	}
+}
+
+// serveQueueLocked sends what waits, or sees to it that it can be sent, or answers it with an error.
+func (o *Overlay) serveQueueLocked(l *link, now moment) {
+	waiting := !l.queue.empty() || o.pingsWaitingLocked(l)
+	if !waiting {
+		return
+	}
+	if s := l.current.Load(); s != nil {
+		o.flushQueueLocked(l, s, now)
+		o.sendPingsLocked(l, s, now)
+		return
+	}
+	if now.at < l.refused {
+		o.answerQueueLocked(l, packet.AdminProhibited, DropRefused, now)
+		o.failPingsLocked(l, &PingError{Err: ErrNotTrusted, Reason: l.refusal.code})
+		return
+	}
+	if l.pending != nil && now.at-l.pending.at < pendingPatience {
+		return // the peer's first record is on its way
+	}
+	peer := o.snap.Load().peers[l.remote]
+	offline := peer == nil || peer.Offline
+	if !l.attempt.active && now.at >= l.attempt.next {
+		o.beginLocked(l, now)
+		if offline && l.attempt.active {
+			l.attempt.single, l.attempt.next = true, now.at+offlineTry
+		}
+	}
+	switch {
+	case now.at < l.failed, offline, !l.attempt.active:
+		o.answerQueueLocked(l, packet.AddressUnreachable, DropUnreachable, now)
+	case l.attempt.tries >= 3 && now.at-l.attempt.started >= unreachableAfter:
+		l.failed = now.at + failedFor
+		o.answerQueueLocked(l, packet.AddressUnreachable, DropUnreachable, now)
+	}
+}
+
+// rescheduleLocked says when to look again.
+func (o *Overlay) rescheduleLocked(l *link, now moment) {
+	if l.current.Load() != nil || l.pending != nil || l.previous != nil {
+		o.scheduleLocked(l, now.at+lookEvery)
+	}
+	if l.attempt.active {
+		o.scheduleLocked(l, max(l.attempt.next, now.at+time.Millisecond))
+	} else if l.pending == nil && (!l.queue.empty() || o.pingsWaitingLocked(l)) {
+		o.scheduleLocked(l, max(l.attempt.next, now.at+pauseBetween/10))
+	}
+}
+
+// flushQueueLocked sends what waited for the session.
+func (o *Overlay) flushQueueLocked(l *link, s *session, now moment) {
+	for _, p := range l.queue.take() {
+		record, err := s.noise.Seal(make([]byte, 0, len(p)+noise.Overhead), 0, p)
+		if err != nil {
+			o.counters.drop(DropSeal)
+			continue
+		}
+		if err := o.under.Send(*s.path.Load(), [][]byte{record}); err != nil {
+			o.counters.drop(DropSend)
+		}
+		l.sent(now.at, true, true)
+		l.txPackets.Add(1)
+		l.txBytes.Add(uint64(len(p)))
+	}
+}
+
+// answerQueueLocked gives each waiting packet's program an error.
+func (o *Overlay) answerQueueLocked(l *link, code packet.Code, reason Drop, now moment) {
+	service := o.snap.Load().service
+	for _, p := range l.queue.take() {
+		o.counters.drop(reason)
+		var info packet.Info
+		if packet.Parse(p, &info) != nil {
+			continue // it was parsed before it was queued
+		}
+		if code == packet.AdminProhibited {
+			o.control.answers.deny(p, &info, service, now)
+		} else {
+			o.control.answers.unreachable(p, &info, code, service, now)
+		}
+	}
+}
+
+// adoptLocked makes a session the one to send with. Where both ends began at once each has made two: both ends keep the
+// one that the agent with the lower key began, and use the other to receive only.
+func (o *Overlay) adoptLocked(s *session, now moment) {
+	l := s.link
+	old := l.current.Load()
+	l.failed, l.refused = 0, 0
+	l.failure.reason = ""
+	if old != nil && s.attempt != 0 && old.attempt == s.attempt && old.noise.Initiator() != s.noise.Initiator() && firstOf(old) {
+		o.retireLocked(l, s)
+		return
+	}
+	l.lastHandshake = now.wall
+	l.unanswered.Store(0)
+	l.refresh = 0
+	// What waits goes first; what comes meanwhile wakes control, and follows.
+	waiting := !l.queue.empty()
+	o.flushQueueLocked(l, s, now)
+	l.current.Store(s)
+	if old != nil {
+		if from, to := *old.path.Load(), *s.path.Load(); from.Remote != to.Remote {
+			o.events.emit(PathChanged{Local: l.local, Agent: l.remote, Addr: l.addr, Path: to})
+		}
+		o.retireLocked(l, old)
+	} else {
+		o.events.emit(SessionUp{Local: l.local, Agent: l.remote, Addr: l.addr, Path: *s.path.Load()})
+	}
+	sent := o.sendPingsLocked(l, s, now)
+	if s.noise.Initiator() && !waiting && !sent {
+		o.probeLocked(l, s, now) // the responder may not send before our first record
+	}
+	o.scheduleLocked(l, now.at)
+}
+
+// firstOf reports whether the session was begun by the agent with the lower key.
+func firstOf(s *session) bool {
+	localLower := string(s.link.local[:]) < string(s.link.remote[:])
+	return localLower == s.noise.Initiator()
+}
+
+// retireLocked keeps a session to receive with.
+func (o *Overlay) retireLocked(l *link, s *session) {
+	if l.previous != nil {
+		o.discard(l.previous)
+	}
+	l.previous = s
+}
+
+// discard forgets a session for good.
+func (o *Overlay) discard(s *session) {
+	o.sessions.set(s.noise.LocalIndex(), nil)
+	o.noise.Release(s.noise.LocalIndex())
+	s.noise.Wipe()
+}
+
+// downLocked ends all sessions of a link.
+func (o *Overlay) downLocked(l *link, reason Reason) {
+	was := l.current.Swap(nil)
+	for _, s := range []*session{was, l.pending, l.previous} {
+		if s != nil {
+			o.discard(s)
+		}
+	}
+	l.pending, l.previous = nil, nil
+	l.unconfirmed.Store(false)
+	l.unanswered.Store(0)
+	l.owed.Store(0)
+	l.refresh = 0
+	if was != nil {
+		o.events.emit(SessionDown{Local: l.local, Agent: l.remote, Addr: l.addr, Reason: reason})
+	}
+}
+
+// endLocked ends everything that a link has under way, because it may not go on: the peer is told, and so are programs.
+func (o *Overlay) endLocked(l *link, reason Reason, now moment) {
+	if s := l.current.Load(); s != nil {
+		o.sendMessage(s, closedMessage(reason), false, now)
+	}
+	o.downLocked(l, reason)
+	o.abandonLocked(l)
+	o.answerQueueLocked(l, packet.AdminProhibited, DropRefused, now)
+	o.failPingsLocked(l, &PingError{Err: ErrNotTrusted, Reason: string(reason)})
+	if l.index >= 0 {
+		heap.Remove(&o.control.timers, l.index)
+	}
+}
+
+// farewell tells all peers that this node ends, so that they need not find out.
+func (o *Overlay) farewell() {
+	now := o.now()
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.control.ended = true
+	for _, r := range o.snap.Load().routes {
+		if s := r.link.current.Load(); s != nil {
+			o.sendMessage(s, closedMessage(ReasonClosed), false, now)
+		}
+	}
+}
+
+// forgetAll drops all keys after Run.
+func (o *Overlay) forgetAll() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for _, r := range o.snap.Load().routes {
+		o.downLocked(r.link, ReasonClosed)
+		o.abandonLocked(r.link)
+		o.failPingsLocked(r.link, &PingError{Err: ErrOffline, Reason: string(ReasonClosed)})
+	}
+}

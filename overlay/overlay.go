@@ -1,0 +1,192 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package overlay moves IP packets between the virtual interface, the userspace stack and the sealed sessions with
+// peers.
+//
+// There are loops that touch packets, and there is control. The loops read what control publishes (a snapshot of peers
+// and rules, each link's current session) through atomic pointers, and run each packet to completion: no queue, no lock
+// that control holds, no allocation, no log line. Control makes and ends sessions; it is one goroutine with a heap of
+// timers, helped by one that does the handshakes' arithmetic, and all that they share lies under Overlay.mu.
+//
+// Files by direction: outbound.go and inbound.go are the loops in the order in which a packet meets them, control.go and
+// handshake.go the timers as named events.
+package overlay
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/pilot-protocol/pilot/identity"
+	"github.com/pilot-protocol/pilot/noise"
+	"github.com/pilot-protocol/pilot/overlay/packet"
+	"github.com/pilot-protocol/pilot/tun"
+	"github.com/pilot-protocol/pilot/underlay"
+)
+
+// Underlay is what the overlay needs of package underlay. All methods are called concurrently.
+type Underlay interface {
+	// Send sends datagrams along a path, in order. It does not keep them.
+	Send(p underlay.Path, datagrams [][]byte) error
+	// Receive waits for datagrams of one loop; the error is net.ErrClosed after Close.
+	Receive(loop int, bufs [][]byte, sizes []int, paths []underlay.Path) (int, error)
+	// Loops is how many goroutines may call Receive, each with its own number from 0.
+	Loops() int
+	// Close ends Receive. It may be called more than once.
+	Close() error
+}
+
+// Stack answers at the network's service address.
+type Stack interface {
+	// Deliver takes a copy of a packet.
+	Deliver(p []byte)
+	// ReadPackets waits for packets, and fills bufs[i][offset:offset+sizes[i]].
+	ReadPackets(ctx context.Context, bufs [][]byte, sizes []int, offset int) (int, error)
+}
+
+// Options of New.
+type Options struct {
+	Network  identity.AuthorityPublic
+	Device   tun.Device // Run closes it: nothing else ends a waiting Read
+	Underlay Underlay   // Run closes it too
+	Stack    Stack      // nil: nothing answers at the service address
+	AES      bool       // the machine has AES instructions
+	Now      func() time.Time
+	Rand     io.Reader // cryptographic source, safe for concurrent use; nil: crypto/rand
+	Log      *slog.Logger
+}
+
+const (
+	eventBuffer     = 256
+	handshakeBuffer = 256 // datagrams that wait for the handshake worker
+	messageBuffer   = 256 // control messages that wait for control
+)
+
+// Overlay is the data plane of one node.
+type Overlay struct {
+	network identity.AuthorityPublic
+	device  tun.Device
+	mtu     int
+	under   Underlay
+	stack   Stack
+	clock   func() time.Time
+	epoch   time.Time
+	log     *slog.Logger
+	noise   *noise.Machine
+
+	snap     atomic.Pointer[snapshot]
+	sessions sessionTable
+	flows    *flowTable
+	limiter  *packet.Limiter
+	counters counters
+
+	events     eventSink
+	handshakes chan arrival
+	messages   chan message
+	wakes      wakeList
+
+	mu      sync.Mutex // guards control, never taken by the loops
+	control control
+}
+
+// control is the state of the links' timers and of what waits for them.
+type control struct {
+	timers     timerHeap
+	pings      map[uint64]*ping
+	nextPing   uint64
+	attempts   uint64 // serial number of the last handshake attempt
+	generation uint64
+	answers    answerer
+	ended      bool
+}
+
+// moment is a reading of the clock: for people and certificates, and as a distance that only grows.
+type moment struct {
+	wall time.Time
+	at   time.Duration // since an hour before New, so that 0 always means never
+}
+
+// New makes an overlay that knows no agent yet: see Set.
+func New(o Options) (*Overlay, error) {
+	if o.Device == nil || o.Underlay == nil {
+		return nil, errors.New("overlay: Options.Device and Options.Underlay are needed")
+	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	if o.Rand == nil {
+		o.Rand = rand.Reader
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	v := &Overlay{
+		network: o.Network, device: o.Device, mtu: o.Device.MTU(), under: o.Underlay, stack: o.Stack,
+		clock: o.Now, epoch: o.Now().Add(-time.Hour), log: o.Log,
+		flows: newFlowTable(), limiter: packet.NewLimiter(),
+		handshakes: make(chan arrival, handshakeBuffer),
+		messages:   make(chan message, messageBuffer),
+		wakes:      wakeList{kick: make(chan struct{}, 1)},
+	}
+	v.events.init()
+	v.control.pings = make(map[uint64]*ping)
+	v.control.answers.init(v)
+	v.snap.Store(emptySnapshot(o.Network))
+	m, err := noise.NewMachine(noise.Options{Network: o.Network, Rand: o.Rand, AES: o.AES, Admit: v.admit})
+	if err != nil {
+		return nil, fmt.Errorf("overlay: %w", err)
+	}
+	v.noise = m
+	return v, nil
+}
+
+func (o *Overlay) now() moment {
+	wall := o.clock()
+	return moment{wall: wall, at: wall.Sub(o.epoch)}
+}
+
+// Run moves packets until ctx ends or the device or the underlay fails. It closes both, since only that ends a loop
+// that waits for one of them, and returns when all its goroutines have ended: nil if ctx ended.
+func (o *Overlay) Run(ctx context.Context) error {
+	group, inner := errgroup.WithContext(ctx)
+	group.Go(func() error {
+		<-inner.Done()
+		o.farewell()
+		return errors.Join(o.device.Close(), o.under.Close())
+	})
+	group.Go(func() error { return o.outboundLoop(inner) })
+	for loop := range o.under.Loops() {
+		group.Go(func() error { return o.inboundLoop(inner, loop) })
+	}
+	if o.stack != nil {
+		group.Go(func() error { return o.stackLoop(inner) })
+	}
+	group.Go(func() error { return o.handshakeLoop(inner) })
+	group.Go(func() error { return o.controlLoop(inner) })
+	err := group.Wait()
+	o.forgetAll()
+	if ctx.Err() != nil {
+		return nil
+	}
+	return err
+}
+
+// ended tells whether an error of a loop is just the end of Run.
+func ended(ctx context.Context, err error) bool {
+	return ctx.Err() != nil && (errors.Is(err, net.ErrClosed) || errors.Is(err, os.ErrClosed) || errors.Is(err, context.Canceled) ||
+		errors.Is(err, io.EOF))
+}
+
+// Events delivers what happened, for the node to act on. The channel is never closed; an event that finds it full is
+// dropped and counted.
+func (o *Overlay) Events() <-chan Event { return o.events.ch }

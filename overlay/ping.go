@@ -1,0 +1,190 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package overlay
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"time"
+
+	"github.com/pilot-protocol/pilot/policy"
+	"github.com/pilot-protocol/pilot/underlay"
+)
+
+// Errors of Ping, wrapped in a *PingError.
+var (
+	// ErrUnknown: no agent that we know has this address.
+	ErrUnknown = errors.New("unknown address")
+	// ErrNotTrusted: one of the two consents is missing, or the peer says so.
+	ErrNotTrusted = errors.New("not trusted")
+	// ErrOffline: the peer does not answer, or nobody knows where it is.
+	ErrOffline = errors.New("peer is not reachable")
+)
+
+// PingError says why a ping failed. It unwraps to one of the errors above.
+type PingError struct {
+	Err    error
+	Reason string // a stable code: a Reason or a policy.Verdict
+}
+
+func (e *PingError) Error() string {
+	if e.Reason == "" {
+		return "ping: " + e.Err.Error()
+	}
+	return "ping: " + e.Err.Error() + " (" + e.Reason + ")"
+}
+
+func (e *PingError) Unwrap() error { return e.Err }
+
+// PingResult is an answered ping.
+type PingResult struct {
+	RTT  time.Duration
+	Path underlay.Path
+}
+
+const (
+	pingRetry = time.Second
+	pingTries = 10
+)
+
+// ping waits for a pong.
+type ping struct {
+	link *link
+	sent time.Duration // 0: waits for a session
+	done chan pong     // has room for one
+}
+
+type pong struct {
+	result PingResult
+	err    error
+}
+
+// Ping asks the peer with this address, in the name of the first local agent, whether it is there: with a sealed message
+// inside the session, which is made if there is none. It asks again each second, up to ten times.
+// Errors: *PingError, or ctx's.
+func (o *Overlay) Ping(ctx context.Context, addr netip.Addr) (PingResult, error) {
+	done := make(chan pong, 1)
+	var ids []uint64
+	defer func() {
+		o.mu.Lock()
+		defer o.mu.Unlock()
+		for _, id := range ids {
+			delete(o.control.pings, id)
+		}
+	}()
+	retry := time.NewTimer(pingRetry)
+	defer retry.Stop()
+	for range pingTries {
+		id, err := o.startPing(addr, done)
+		if err != nil {
+			return PingResult{}, err
+		}
+		ids = append(ids, id)
+		retry.Reset(pingRetry)
+		select {
+		case <-ctx.Done():
+			return PingResult{}, ctx.Err()
+		case p := <-done:
+			return p.result, p.err
+		case <-retry.C:
+		}
+	}
+	return PingResult{}, &PingError{Err: ErrOffline, Reason: string(ReasonTimeout)}
+}
+
+func (o *Overlay) startPing(addr netip.Addr, done chan pong) (uint64, error) {
+	now := o.now()
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	snap := o.snap.Load()
+	key := snap.first
+	if addr.Is6() {
+		a := addr.As16()
+		copy(key[16:], a[:])
+	}
+	r, ok := snap.routes[key]
+	if !ok {
+		if snap.prefix.Contains(addr) {
+			o.events.emitUnknown(UnknownPeer{Addr: addr}, now.at)
+		}
+		return 0, &PingError{Err: ErrUnknown}
+	}
+	if v := r.rules.Trust(addr, now.wall); v != policy.Allow {
+		return 0, &PingError{Err: ErrNotTrusted, Reason: v.String()}
+	}
+	o.control.nextPing++
+	id := o.control.nextPing
+	p := &ping{link: r.link, done: done}
+	o.control.pings[id] = p
+	if s := r.link.current.Load(); s != nil {
+		o.sendPingLocked(s, id, p, now)
+	} else {
+		o.scheduleLocked(r.link, now.at)
+	}
+	return id, nil
+}
+
+func (o *Overlay) sendPingLocked(s *session, id uint64, p *ping, now moment) {
+	p.sent = now.at
+	o.sendMessage(s, idMessage(messagePing, id), true, now)
+	o.scheduleLocked(s.link, now.at+lookEvery)
+}
+
+// pingsWaitingLocked reports whether somebody waits for a session of the link to ping with.
+func (o *Overlay) pingsWaitingLocked(l *link) bool {
+	for _, p := range o.control.pings {
+		if p.link == l && p.sent == 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// sendPingsLocked sends the pings that wait for a session, and reports whether there were any.
+func (o *Overlay) sendPingsLocked(l *link, s *session, now moment) (sent bool) {
+	for id, p := range o.control.pings {
+		if p.link == l && p.sent == 0 {
+			o.sendPingLocked(s, id, p, now)
+			sent = true
+		}
+	}
+	return sent
+}
+
+func (o *Overlay) failPingsLocked(l *link, err *PingError) {
+	for _, p := range o.control.pings {
+		if p.link == l {
+			p.finish(pong{err: err})
+			p.sent = -1 // done
+		}
+	}
+}
+
+func (p *ping) finish(v pong) {
+	select {
+	case p.done <- v:
+	default: // it was answered already
+	}
+}
+
+// probeLocked asks whether the peer is there, for ourselves.
+func (o *Overlay) probeLocked(l *link, s *session, now moment) {
+	o.control.nextPing++
+	l.probe.id, l.probe.at = o.control.nextPing, now.at
+	o.sendMessage(s, idMessage(messagePing, l.probe.id), true, now)
+	o.scheduleLocked(l, now.at+lookEvery)
+}
+
+func (o *Overlay) pongLocked(l *link, s *session, id uint64, at time.Duration) {
+	if id == l.probe.id && l.probe.at != 0 {
+		l.rtt = at - l.probe.at
+		l.probe.id = 0
+	}
+	p := o.control.pings[id]
+	if p == nil || p.link != l || p.sent <= 0 {
+		return
+	}
+	l.rtt = at - p.sent
+	p.finish(pong{result: PingResult{RTT: l.rtt, Path: *s.path.Load()}})
+}

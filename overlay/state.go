@@ -1,0 +1,201 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package overlay
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+
+	"github.com/pilot-protocol/pilot/identity"
+	"github.com/pilot-protocol/pilot/noise"
+	"github.com/pilot-protocol/pilot/overlay/packet"
+	"github.com/pilot-protocol/pilot/policy"
+)
+
+// ErrState is wrapped by errors of Set about a State that contradicts itself.
+var ErrState = errors.New("overlay: invalid state")
+
+// State is everything that the overlay is told. Set takes a copy of it, but not of what its pointers point to.
+type State struct {
+	Prefix  netip.Prefix  // the network's /48
+	Locals  []noise.Local // the node's agents; the first is the one that pings
+	Peers   []Peer
+	Policy  map[identity.AgentPublic]*policy.Compiled // by local agent; an agent without one talks to nobody
+	Revoked map[identity.AgentPublic]uint64           // certificates of the agent up to this serial are void
+}
+
+// Peer is another agent.
+type Peer struct {
+	Agent      identity.AgentPublic
+	Addr       netip.Addr
+	Tunnel     identity.TunnelStatement // zero: not known yet
+	Candidates []netip.AddrPort         // where it may be reached
+	Offline    bool                     // the coordinator does not see it: fail at once where there is no session
+}
+
+// maxCandidates bounds to how many addresses of a peer a first message is sent at once.
+const maxCandidates = 8
+
+// snapshot is a State made ready for look-ups. It is immutable.
+type snapshot struct {
+	generation uint64
+	prefix     netip.Prefix
+	service    [16]byte
+	locals     map[[16]byte]identity.AgentPublic
+	first      packet.Addresses // source half: the agent that pings
+	peers      map[identity.AgentPublic]*Peer
+	policy     map[identity.AgentPublic]*policy.Compiled
+	revoked    map[identity.AgentPublic]uint64
+	routes     map[packet.Addresses]route // by local and remote address
+}
+
+// route is what a packet from a local agent to a peer needs.
+type route struct {
+	link  *link
+	rules *policy.Compiled
+}
+
+func emptySnapshot(network identity.AuthorityPublic) *snapshot {
+	prefix := identity.NetworkPrefix(network)
+	return &snapshot{prefix: prefix, service: identity.ServiceAddress(prefix).As16()}
+}
+
+func addresses(from, to netip.Addr) (a packet.Addresses) {
+	f, t := from.As16(), to.As16()
+	copy(a[:16], f[:])
+	copy(a[16:], t[:])
+	return a
+}
+
+// compile checks the state and makes it a snapshot. Links that are in the old one are kept.
+func (o *Overlay) compile(st State, old *snapshot, generation uint64) (*snapshot, error) {
+	if st.Prefix != identity.NetworkPrefix(o.network) {
+		return nil, fmt.Errorf("%w: %v is not the network's prefix", ErrState, st.Prefix)
+	}
+	s := &snapshot{
+		generation: generation, prefix: st.Prefix, service: identity.ServiceAddress(st.Prefix).As16(),
+		locals:  make(map[[16]byte]identity.AgentPublic, len(st.Locals)),
+		peers:   make(map[identity.AgentPublic]*Peer, len(st.Peers)),
+		policy:  maps.Clone(st.Policy),
+		revoked: maps.Clone(st.Revoked),
+		routes:  make(map[packet.Addresses]route, len(st.Locals)*len(st.Peers)),
+	}
+	for i, l := range st.Locals {
+		addr := identity.Address(o.network, l.Agent)
+		s.locals[addr.As16()] = l.Agent
+		if i == 0 {
+			s.first = addresses(addr, netip.IPv6Unspecified())
+		}
+	}
+	for _, p := range st.Peers {
+		// Derived again here: whatever the coordinator says, an address belongs to one key.
+		if p.Addr != identity.Address(o.network, p.Agent) {
+			return nil, fmt.Errorf("%w: %v is not the address of %v", ErrState, p.Addr, p.Agent)
+		}
+		if identity.Reserved(st.Prefix, p.Addr) {
+			return nil, fmt.Errorf("%w: %v has a reserved address", ErrState, p.Agent)
+		}
+		if !p.Tunnel.Tunnel.IsZero() && (p.Tunnel.Agent != p.Agent || p.Tunnel.Network != o.network) {
+			return nil, fmt.Errorf("%w: the tunnel statement is not %v's", ErrState, p.Agent)
+		}
+		if _, twice := s.peers[p.Agent]; twice {
+			return nil, fmt.Errorf("%w: %v is there twice", ErrState, p.Agent)
+		}
+		p.Candidates = slices.Clone(p.Candidates)
+		s.peers[p.Agent] = &p
+		if _, own := s.locals[p.Addr.As16()]; own {
+			continue // agents of one node reach each other through the kernel
+		}
+		for _, l := range st.Locals {
+			key := addresses(identity.Address(o.network, l.Agent), p.Addr)
+			r := route{link: old.routes[key].link, rules: s.policy[l.Agent]}
+			if r.link == nil {
+				r.link = newLink(l.Agent, p.Agent, p.Addr, key)
+			}
+			s.routes[key] = r
+		}
+	}
+	return s, nil
+}
+
+// admitted says why there may be no session between a route's ends, or "".
+func (s *snapshot) admitted(r route, serial uint64, now moment) Reason {
+	if upTo, ok := s.revoked[r.link.remote]; ok && serial <= upTo {
+		return ReasonRevoked
+	}
+	if !r.rules.Trusted(r.link.addr, now.wall) {
+		return ReasonNotTrusted
+	}
+	return ""
+}
+
+// Set replaces the state. Flows and sessions that it no longer allows have ended when Set returns: the other side is
+// told, and programs get errors. It fails, changing nothing, with ErrState or an error of package noise.
+func (o *Overlay) Set(st State) error {
+	now := o.now()
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	old := o.snap.Load()
+	next, err := o.compile(st, old, o.control.generation+1)
+	if err != nil {
+		return err
+	}
+	if err := o.noise.SetLocals(st.Locals); err != nil {
+		return fmt.Errorf("overlay: %w", err)
+	}
+	o.control.generation++
+	o.snap.Store(next)
+	for key, r := range old.routes {
+		if _, kept := next.routes[key]; !kept {
+			o.endLocked(r.link, ReasonNotTrusted, now)
+		}
+	}
+	for _, r := range next.routes {
+		l := r.link
+		// What failed may work now.
+		l.refused = 0
+		if peerChanged(old.peers[l.remote], next.peers[l.remote]) {
+			l.failed = 0
+			if l.attempt.active {
+				l.attempt.next = now.at
+			}
+		}
+		if l.busyLocked() {
+			if reason := next.admitted(r, l.serialLocked(), now); reason != "" {
+				o.endLocked(l, reason, now)
+			}
+			o.scheduleLocked(l, now.at)
+		}
+	}
+	return nil
+}
+
+func peerChanged(a, b *Peer) bool {
+	return a == nil || b == nil || a.Offline != b.Offline || a.Tunnel.Tunnel != b.Tunnel.Tunnel ||
+		!slices.Equal(a.Candidates, b.Candidates)
+}
+
+// Refresh says that this node's own addresses changed. Each peer with a session hears from the new ones at once; one
+// that does not answer soon is called anew at all its addresses.
+func (o *Overlay) Refresh() {
+	now := o.now()
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for _, r := range o.snap.Load().routes {
+		l := r.link
+		if s := l.current.Load(); s != nil {
+			path := *s.path.Load()
+			path.Local = netip.Addr{} // it may be gone
+			s.path.Store(&path)
+			o.probeLocked(l, s, now)
+			l.refresh = now.at
+			o.scheduleLocked(l, now.at+refreshPatience)
+		} else if l.attempt.active {
+			l.attempt.next = now.at
+			o.scheduleLocked(l, now.at)
+		}
+	}
+}
