@@ -1,0 +1,214 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package coordinator
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"sync"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/pilot-protocol/pilot/coordinator/store"
+	"github.com/pilot-protocol/pilot/identity"
+)
+
+type noteKind uint8
+
+const (
+	agentChanged   noteKind = iota // the agent's entry, presence or address; agent is who
+	consentChanged                 // the consent from or to agent; given says which
+	inviteUsed                     // agent joined by an invite of the stream's owner
+)
+
+// note tells a stream what to read anew. It carries no state, so that notes can be merged and none is ever stale.
+type note struct {
+	kind  noteKind
+	agent identity.AgentPublic
+	given bool
+}
+
+// hub turns the registry's changes into notes for the streams of this process.
+type hub struct {
+	mu        sync.Mutex
+	owners    map[identity.AgentPublic]map[*subscription]struct{} // by the agent whose stream it is
+	followers map[identity.AgentPublic]map[*subscription]struct{} // by an agent that the stream shows
+	online    map[string]struct{}                                 // presence entries, to tell a heartbeat from a change
+}
+
+// subscription is one stream's mailbox. What waits in it is bounded by what the stream shows.
+type subscription struct {
+	hub     *hub
+	owner   identity.AgentPublic
+	follows map[identity.AgentPublic]struct{} // guarded by hub.mu
+	wake    chan struct{}
+
+	mu      sync.Mutex
+	pending map[note]struct{}
+}
+
+func newHub() *hub {
+	return &hub{
+		owners:    make(map[identity.AgentPublic]map[*subscription]struct{}),
+		followers: make(map[identity.AgentPublic]map[*subscription]struct{}),
+		online:    make(map[string]struct{}),
+	}
+}
+
+// run watches the registry until the context ends, and calls started when no change will be missed any more.
+func (h *hub) run(parent context.Context, s *store.Store, started func()) error {
+	g, ctx := errgroup.WithContext(parent)
+	watchers := []struct {
+		bucket  *store.Bucket
+		changed func(store.Change)
+	}{
+		{s.Agents, h.agentEntry}, {s.Seen, h.agentEntry}, {s.Consents, h.consentEntry},
+		{s.Acceptances, h.acceptanceEntry}, {s.Presence, h.presenceEntry},
+	}
+	var ready sync.WaitGroup
+	ready.Add(len(watchers))
+	for _, w := range watchers {
+		g.Go(func() error {
+			done := sync.OnceFunc(ready.Done)
+			defer done()
+			return w.bucket.Watch(ctx, done, w.changed)
+		})
+	}
+	all := make(chan struct{})
+	go func() { ready.Wait(); close(all) }()
+	select {
+	case <-all:
+		started()
+	case <-ctx.Done():
+	}
+	if err := g.Wait(); parent.Err() == nil {
+		return fmt.Errorf("following the registry: %w", err)
+	}
+	return nil
+}
+
+func (h *hub) agentEntry(c store.Change) {
+	if keys, ok := parseKeys(c.Key, 1); ok {
+		h.agent(keys[0])
+	}
+}
+
+func (h *hub) presenceEntry(c store.Change) {
+	key, ok := strings.CutPrefix(c.Key, presenceAgent)
+	if !ok {
+		return
+	}
+	h.mu.Lock()
+	_, was := h.online[key]
+	if c.Gone {
+		delete(h.online, key)
+	} else {
+		h.online[key] = struct{}{}
+	}
+	h.mu.Unlock()
+	if was == c.Gone { // otherwise it is a heartbeat
+		h.agentEntry(store.Change{Key: key})
+	}
+}
+
+func (h *hub) agent(agent identity.AgentPublic) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for s := range h.followers[agent] {
+		s.add(note{kind: agentChanged, agent: agent})
+	}
+	for s := range h.owners[agent] {
+		s.add(note{kind: agentChanged, agent: agent})
+	}
+}
+
+func (h *hub) consentEntry(c store.Change) {
+	keys, ok := parseKeys(c.Key, 2)
+	if !ok {
+		return
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for s := range h.owners[keys[0]] {
+		s.add(note{kind: consentChanged, agent: keys[1], given: true})
+	}
+	for s := range h.owners[keys[1]] {
+		s.add(note{kind: consentChanged, agent: keys[0]})
+	}
+}
+
+func (h *hub) acceptanceEntry(c store.Change) {
+	keys, ok := parseKeys(c.Key, 3)
+	if !ok {
+		return
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for s := range h.owners[keys[0]] {
+		s.add(note{kind: inviteUsed, agent: keys[2]})
+	}
+}
+
+// subscribe makes the mailbox of a stream of the agent. From now on it misses nothing that concerns the agent itself.
+func (h *hub) subscribe(owner identity.AgentPublic) *subscription {
+	s := &subscription{
+		hub: h, owner: owner, follows: make(map[identity.AgentPublic]struct{}), wake: make(chan struct{}, 1),
+		pending: make(map[note]struct{}),
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	insert(h.owners, owner, s)
+	return s
+}
+
+// close ends the subscription.
+func (s *subscription) close() {
+	s.hub.mu.Lock()
+	defer s.hub.mu.Unlock()
+	remove(s.hub.owners, s.owner, s)
+	for agent := range s.follows {
+		remove(s.hub.followers, agent, s)
+	}
+}
+
+// follow makes the stream miss nothing that concerns the agent from now on.
+func (s *subscription) follow(agent identity.AgentPublic) {
+	s.hub.mu.Lock()
+	defer s.hub.mu.Unlock()
+	s.follows[agent] = struct{}{}
+	insert(s.hub.followers, agent, s)
+}
+
+func (s *subscription) add(n note) {
+	s.mu.Lock()
+	s.pending[n] = struct{}{}
+	s.mu.Unlock()
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+}
+
+// take empties the mailbox.
+func (s *subscription) take() map[note]struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	notes := s.pending
+	s.pending = make(map[note]struct{})
+	return notes
+}
+
+func insert(m map[identity.AgentPublic]map[*subscription]struct{}, agent identity.AgentPublic, s *subscription) {
+	if m[agent] == nil {
+		m[agent] = make(map[*subscription]struct{})
+	}
+	m[agent][s] = struct{}{}
+}
+
+func remove(m map[identity.AgentPublic]map[*subscription]struct{}, agent identity.AgentPublic, s *subscription) {
+	delete(m[agent], s)
+	if len(m[agent]) == 0 {
+		delete(m, agent)
+	}
+}
