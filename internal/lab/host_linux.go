@@ -233,7 +233,7 @@ func (h *Host) report() {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
-	for _, command := range []string{"ip -br addr", "ip -6 route", "ps ax -o pid,stat,etimes,args", "cat /etc/resolv.conf"} {
+	for _, command := range []string{"ip -br addr", "ip -6 route", "ps -N -p 1 -o pid,stat,etimes,args", "cat /etc/resolv.conf"} {
 		r := h.Run(ctx, strings.Fields(command)...)
 		h.lab.tb.Logf("%s: %s:\n%s%s", h.name, command, r.Stdout, r.Stderr)
 	}

@@ -28,7 +28,7 @@ func TestUnderlayShowsNoContentAndNoName(t *testing.T) {
 	get(t, m.b, "http://"+one+"/"+marker, strings.Repeat(marker+" ", 10_000))
 	m.b.Must(ctx, "ping", "-c", "2", "-i", "0.2", "-p", "6d61726b6572", one)
 	m.a.Must(ctx, "dig", "+short", other+".pilot.internal", "AAAA")
-	pilot[localapi.PingResult](t, m.a, "ping", other)
+	m.a.Must(ctx, "pilot", "ping", other, "--count", "1")
 	pilot[localapi.InviteResult](t, m.a, "invite")
 	pilot[localapi.DownResult](t, m.b, "down")
 	pilot[localapi.DownResult](t, m.a, "down")

@@ -181,7 +181,7 @@ func checkReports(ctx context.Context, t *testing.T, m *trio, planner, warehouse
 		t.Errorf("agents that warehouse sees: %+v", agents)
 	}
 	// Each of these is for people too.
-	for _, args := range [][]string{{"status"}, {"agents"}, {"whois", "planner"}, {"trust", "ls"}, {"ping", "planner"}} {
+	for _, args := range [][]string{{"status"}, {"agents"}, {"whois", "planner"}, {"trust", "ls"}, {"ping", "planner", "--count", "1"}} {
 		if out := m.b.Must(ctx, append([]string{"pilot"}, args...)...); !strings.Contains(out, "planner") {
 			t.Errorf("pilot %v says nothing of planner:\n%s", args, out)
 		}

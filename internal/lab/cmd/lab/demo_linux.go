@@ -4,14 +4,12 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"os"
 	"strings"
 	"time"
 
 	"github.com/pilot-protocol/pilot/internal/lab"
-	"github.com/pilot-protocol/pilot/node/localapi"
 )
 
 // teller runs commands on hosts and shows them with their real output.
@@ -56,13 +54,15 @@ func (d *teller) show(h *lab.Host, args ...string) lab.Result {
 	return r
 }
 
-// invite makes an invite without showing the command twice.
-func (d *teller) invite(h *lab.Host) string {
-	var answer localapi.InviteResult
-	if err := json.Unmarshal([]byte(d.run(h, "pilot", "invite", "--json")), &answer); err != nil || answer.Invite == "" {
-		d.console.Fatalf("step %d: no invite in the answer: %v", d.step, err)
+// invite takes the invite out of what a command printed.
+func (d *teller) invite(output string) string {
+	for word := range strings.FieldsSeq(output) {
+		if strings.HasPrefix(word, "pilot://") {
+			return word
+		}
 	}
-	return answer.Invite
+	d.console.Fatalf("step %d: no invite in the output", d.step)
+	return ""
 }
 
 // quoted is a command line as a person would type it.
@@ -91,10 +91,10 @@ func demo(c *console) {
 	}
 
 	d.say("Host a makes a network; it is the coordinator, too, and its first agent is called planner.")
-	d.run(a, "pilot", "up", "--name", "planner")
+	first := d.run(a, "pilot", "up", "--name", "planner")
 
 	d.say("Host b joins by an invite. It carries planner's consent, so the two trust each other at once.")
-	d.run(b, "pilot", "up", "--name", "warehouse", d.invite(a))
+	d.run(b, "pilot", "up", "--name", "warehouse", d.invite(first))
 
 	d.say("An ordinary web server on a, and ordinary programs on b, by name.")
 	serve(c, a, "the plan for today: be reachable\n")
@@ -102,10 +102,10 @@ func demo(c *console) {
 		c.Fatalf("curl got something else")
 	}
 	d.run(b, "ping", "-c", "2", "-i", "0.3", "planner")
-	d.run(b, "pilot", "ping", "planner")
+	d.run(b, "pilot", "ping", "planner", "--count", "2", "--interval", "300ms")
 
 	d.say("Host c joins as auditor. It doesn't know warehouse, and warehouse doesn't know it: refused, at once.")
-	d.run(third, "pilot", "up", "--name", "auditor", d.invite(a))
+	d.run(third, "pilot", "up", "--name", "auditor", d.invite(d.run(a, "pilot", "invite")))
 	serve(c, b, "12 crates of apples\n")
 	d.refused(third, "curl", "-sS", "--max-time", "5", "http://warehouse/")
 

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+# "make help" lists what there is.
+
+GO      ?= go
+LINTER  := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
+SYSTEMS := linux/amd64 linux/arm64 darwin/amd64 darwin/arm64 windows/amd64 windows/arm64
+BIN     := $(CURDIR)/.bin
+# Each fuzz target runs this long; this many run at once.
+FUZZTIME ?= 10s
+FUZZJOBS ?= 2
+BENCHTIME ?= 1s
+ROOT    := $(shell [ "$$(id -u)" = 0 ] && echo yes)
+
+export CGO_ENABLED = 0
+
+.PHONY: build demo test unit-test lab-test programs bench lint format vet cross fuzz lab clean help
+
+## build: the binary, ./pilot (the default); its version is the tag or the commit that git knows
+build:
+	$(GO) build -trimpath -buildvcs=auto -ldflags '-s -w' -o pilot ./cmd/pilot
+
+## demo: a coordinator and three agents in namespaces, real traffic between them, step by step (root)
+demo: build
+	@PILOT_BINARY=$(CURDIR)/pilot $(GO) run ./internal/lab/cmd/lab demo
+
+## lab: three hosts and a shell to try things (root)
+lab: build
+	@PILOT_BINARY=$(CURDIR)/pilot $(GO) run ./internal/lab/cmd/lab
+
+## test: all tests with the race detector; as root also the lab, where real programs run in namespaces
+test: unit-test lab-test
+
+# The race detector needs a C compiler; the product does without.
+unit-test: export CGO_ENABLED = 1
+unit-test:
+	@command -v gcc >/dev/null || command -v clang >/dev/null || { echo "the race detector needs a C compiler: apt-get install -y gcc libc6-dev" >&2; exit 1; }
+	$(GO) test -race -timeout 15m $$($(GO) list ./... | grep -v /internal/lab)
+
+ifeq ($(ROOT),yes)
+lab-test: programs build
+	PILOT_BINARY=$(CURDIR)/pilot $(GO) test -count=1 -timeout 15m ./internal/lab/...
+else
+lab-test:
+	@[ "$$CI" != true ] || { echo "CI must run the lab, and the lab needs root" >&2; exit 1; }
+	@echo "the lab's tests need root and are left out: run them with  sudo make lab-test"
+endif
+
+## programs: install the programs that the lab runs (root), or name the command that does
+programs:
+	@$(GO) run ./internal/lab/cmd/lab programs
+
+## bench: each benchmark; as root also the lab's (BENCHTIME=1x for a quick look)
+bench: $(if $(ROOT),programs build)
+	PILOT_BINARY=$(CURDIR)/pilot $(GO) test -run '^$$' -bench . -benchmem -benchtime $(BENCHTIME) -timeout 20m -p 1 $(if $(ROOT),,-short) ./...
+
+## lint: the linters of .golangci.yml, in a fixed version
+lint: $(BIN)/golangci-lint-v2.15.0
+	$< run ./...
+
+$(BIN)/golangci-lint-v2.15.0:
+	@mkdir -p $(BIN)
+	GOBIN=$(BIN) $(GO) install $(LINTER)
+	@mv $(BIN)/golangci-lint $@
+
+## format: rewrite the source as gofmt has it
+format:
+	gofmt -w $$(git ls-files '*.go')
+
+## vet: the compiler's own checks
+vet:
+	$(GO) vet ./...
+
+## cross: build and vet for every system
+cross:
+	@set -e; for system in $(SYSTEMS); do \
+		echo "$$system"; \
+		GOOS=$${system%/*} GOARCH=$${system#*/} $(GO) build -trimpath -o /dev/null ./...; \
+		GOOS=$${system%/*} GOARCH=$${system#*/} $(GO) vet ./...; \
+	done
+
+## fuzz: each fuzz target for FUZZTIME, FUZZJOBS at a time
+fuzz:
+	@set -e; list=$$(mktemp); trap 'rm -f "$$list"' EXIT; \
+	grep -rl --include='*_test.go' '^func Fuzz' . | xargs -r -n 1 dirname | sort -u | while read -r folder; do \
+		grep -ho '^func Fuzz[A-Za-z0-9_]*' "$$folder"/*_test.go | sed "s|^func |$$folder |"; \
+	done > "$$list"; \
+	echo "$$(wc -l < "$$list") fuzz targets, $(FUZZTIME) each"; \
+	[ -s "$$list" ] || exit 1; \
+	xargs -P $(FUZZJOBS) -L 1 sh -c 'out=$$($(GO) test -run "^$$" -fuzz "^$$1\$$" -fuzztime $(FUZZTIME) -parallel 1 "$$0" 2>&1) && echo "ok   $$0 $$1" || { echo "FAIL $$0 $$1"; echo "$$out"; exit 255; }' < "$$list"
+
+## clean: remove what was built
+clean:
+	rm -rf pilot pilot.exe dist .bin
+
+## help: this list
+help:
+	@sed -n 's/^## //p' $(MAKEFILE_LIST)
