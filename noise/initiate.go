@@ -22,6 +22,7 @@ type initiation struct {
 	born      time.Time
 	local     *localKey
 	to        Target
+	static    flynn.DHKey
 	state     *flynn.HandshakeState
 	kem       *mlkem.DecapsulationKey768
 	answerKey [keySize]byte
@@ -36,6 +37,13 @@ func (in *initiation) pair() pair { return pair{in.local.agent, in.to.Agent} }
 func (in *initiation) old(now time.Time) bool {
 	age := now.Sub(in.born)
 	return age >= initiationLifetime || age < -initiationLifetime
+}
+
+// wipe clears what secrets can be reached; Noise and ML-KEM keep others until they are collected.
+func (in *initiation) wipe() {
+	clear(in.static.Private)
+	clear(in.state.LocalEphemeral().Private)
+	clear(in.answerKey[:])
 }
 
 // Initiate makes a first message from a local agent to another agent. Each call makes a fresh one, with a higher
@@ -77,8 +85,7 @@ func (m *Machine) Initiate(now time.Time, local identity.AgentPublic, to Target)
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if older := m.pending[m.newest[in.pair()]]; older != nil {
-		m.forgetLocked(older)
-		delete(m.indexes, older.index)
+		m.dropLocked(older)
 	}
 	m.pending[in.index], m.newest[in.pair()] = in, in.index
 	return out, nil
@@ -113,8 +120,9 @@ func (m *Machine) write(in *initiation, stamp uint64) ([]byte, error) {
 	if in.kem, err = mlkem.NewDecapsulationKey768(seed[:]); err != nil {
 		return nil, fmt.Errorf("noise: ml-kem key: %w", err)
 	}
+	in.static = keyPair(in.local.key)
 	p := prologue(in.suite, m.network, in.to.Agent)
-	if in.state, err = handshake(in.suite, m.rand, p, keyPair(in.local.key), in.to.Tunnel[:]); err != nil {
+	if in.state, err = handshake(in.suite, m.rand, p, in.static, in.to.Tunnel[:]); err != nil {
 		return nil, fmt.Errorf("noise: %w", err)
 	}
 	payload := initiationPayload{
@@ -174,7 +182,7 @@ func (m *Machine) collectAnswer(now time.Time, f *fragment, sum [32]byte) (*init
 
 // finish reads message 2 and makes the session.
 func (m *Machine) finish(now time.Time, in *initiation, whole *partial) (*Session, error) {
-	defer clear(in.state.LocalEphemeral().Private)
+	defer in.wipe()
 	text, message := whole.body[:kemTextSize], whole.body[kemTextSize:]
 	shared, err := in.kem.Decapsulate(text)
 	if err != nil {

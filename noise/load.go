@@ -10,7 +10,8 @@ import (
 
 // Under load means that first messages come faster than handshakeRate, counted in fragments whose mac1 is right.
 const (
-	// handshakeRate is in fragments per second; at two per message and some 0.5 ms per message it is a twentieth of a core.
+	// handshakeRate is in fragments per second; at two per message and below 1 ms per message
+	// it is a tenth of a core.
 	handshakeRate  = 200
 	handshakeBurst = 200
 	// loadedFor is how long after the last fragment over the rate the load is taken to last.

@@ -3,6 +3,7 @@
 package noise
 
 import (
+	"bytes"
 	"crypto/rand"
 	"encoding/binary"
 	"errors"
@@ -203,7 +204,7 @@ func (m *Machine) localKey(l Local, k TunnelIdentity) (*localKey, error) {
 	return &localKey{
 		agent: l.Agent, key: k.Key, tunnel: tunnel, suites: statement.Suites,
 		mac1: labelKey(mac1Tag, tunnel), cookie: labelKey(cookieTag, tunnel),
-		credentials: credentials{k.Statement, l.Certificate},
+		credentials: credentials{bytes.Clone(k.Statement), bytes.Clone(l.Certificate)},
 	}, nil
 }
 
@@ -249,8 +250,7 @@ func (m *Machine) Tick(now time.Time) {
 	m.partials.expire(now)
 	for _, in := range m.pending {
 		if in.old(now) {
-			m.forgetLocked(in)
-			delete(m.indexes, in.index)
+			m.dropLocked(in)
 		}
 	}
 	for k, s := range m.stamps {
@@ -270,7 +270,7 @@ func (m *Machine) Release(index uint32) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if in := m.pending[index]; in != nil {
-		m.forgetLocked(in)
+		m.dropLocked(in)
 	}
 	delete(m.indexes, index)
 }
@@ -296,6 +296,13 @@ func (m *Machine) forgetLocked(in *initiation) {
 	if p := in.pair(); m.newest[p] == in.index {
 		delete(m.newest, p)
 	}
+}
+
+// dropLocked abandons an initiation.
+func (m *Machine) dropLocked(in *initiation) {
+	m.forgetLocked(in)
+	delete(m.indexes, in.index)
+	in.wipe()
 }
 
 func (c givenCookie) fresh(now time.Time) bool {
