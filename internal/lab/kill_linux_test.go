@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -74,9 +75,12 @@ func killAtRandom(ctx context.Context, t *testing.T, h *Host, random *rand.Rand)
 	var writers sync.WaitGroup
 	writers.Go(func() { scribble(writing, h, h.Name() == "a") })
 	time.Sleep(time.Duration(random.Int64N(int64(300 * time.Millisecond))))
-	crash(t, h)
+	for _, pid := range pilots(h) {
+		_ = syscall.Kill(pid, syscall.SIGKILL)
+	}
 	stop()
 	writers.Wait()
+	crash(t, h)
 	if random.IntN(3) == 0 {
 		starting := h.Start("pilot", "up")
 		time.Sleep(time.Duration(random.Int64N(int64(400 * time.Millisecond))))

@@ -132,7 +132,12 @@ func (p *Process) Logs() string {
 }
 
 // Signal sends a signal to the program and those that it started in its process group.
-func (p *Process) Signal(s syscall.Signal) { _ = syscall.Kill(-p.cmd.Process.Pid, s) }
+// It does nothing once the program has ended.
+func (p *Process) Signal(s syscall.Signal) {
+	if p.Running() {
+		_ = syscall.Kill(-p.cmd.Process.Pid, s)
+	}
+}
 
 // Kill ends the program at once (SIGKILL) and waits until it is gone.
 func (p *Process) Kill() {
