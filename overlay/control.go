@@ -87,8 +87,11 @@ func (o *Overlay) runTimers(now moment) time.Duration {
 
 // lookLocked looks at all timers of a link, in an order in which one may depend on those before it.
 func (o *Overlay) lookLocked(l *link, now moment) {
+	if o.control.ended {
+		return
+	}
 	r, ok := o.snap.Load().routes[l.out]
-	if !ok || r.link != l || o.control.ended {
+	if !ok || r.link != l {
 		o.endLocked(l, ReasonNotTrusted, now)
 		return
 	}
@@ -229,8 +232,12 @@ func (o *Overlay) rescheduleLocked(l *link, now moment) {
 	if l.current.Load() != nil || l.pending != nil || l.previous != nil {
 		o.scheduleLocked(l, now.at+lookEvery)
 	}
-	if l.attempt.active {
-		o.scheduleLocked(l, max(l.attempt.next, now.at+time.Millisecond))
+	if a := &l.attempt; a.active {
+		next := min(a.next, a.started+giveUpAfter)
+		if tell := a.started + unreachableAfter; tell > now.at {
+			next = min(next, tell)
+		}
+		o.scheduleLocked(l, max(next, now.at+time.Millisecond))
 	} else if l.pending == nil && (!l.queue.empty() || o.pingsWaitingLocked(l)) {
 		o.scheduleLocked(l, max(l.attempt.next, now.at+pauseBetween/10))
 	}

@@ -1,0 +1,369 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package overlay
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/pilot-protocol/pilot/noise"
+	"github.com/pilot-protocol/pilot/policy"
+	"github.com/pilot-protocol/pilot/underlay"
+)
+
+// seenBy counts packets that reach a node for as long as f runs.
+func arrivals(n *node, f func()) map[string]int {
+	got, stop, done := make(map[string]int), make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			select {
+			case p := <-n.dev.Sent():
+				got[string(p)]++
+			case <-stop:
+				return
+			}
+		}
+	}()
+	f()
+	time.Sleep(time.Second)
+	close(stop)
+	<-done
+	return got
+}
+
+// stream sends one packet each interval from a to b.
+func stream(a, b *node, n int, every time.Duration) {
+	for i := range n {
+		a.dev.Inject(udpPacket(a.addr, b.addr, 1000, 2000, fmt.Sprint(i)))
+		time.Sleep(every)
+	}
+}
+
+func TestBothBeginAtOnce(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		a, b := w.node(addrA), w.node(addrB)
+		trust(a, b)
+		pa, pb := udpPacket(a.addr, b.addr, 1, 2, "a"), udpPacket(b.addr, a.addr, 1, 2, "b")
+		a.dev.Inject(pa)
+		b.dev.Inject(pb)
+		a.want(time.Second, pb)
+		b.want(time.Second, pa)
+		time.Sleep(5 * time.Second)
+		sa, sb := a.sessionWith(b), b.sessionWith(a)
+		if sa == nil || sb == nil || sa.noise.Initiator() == sb.noise.Initiator() {
+			t.Fatal("the two ends do not use the same session")
+		}
+		if !firstOf(sa) {
+			t.Error("not the session of the agent with the lower key")
+		}
+		a.dev.Inject(pa)
+		b.want(time.Second, pa)
+		if got := arrivals(b, func() { stream(a, b, 100, time.Second) }); len(got) != 100 {
+			t.Errorf("%d of 100", len(got))
+		}
+		if a.sessionWith(b) != sa || b.sessionWith(a) != sb {
+			t.Error("sessions flap")
+		}
+	})
+}
+
+// Ten minutes of use: renewed every two minutes, nothing is lost, old sessions go.
+func TestRenewalLosesNothing(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		a, b := w.node(addrA), w.node(addrB)
+		trust(a, b)
+		sessions := make(map[*session]bool)
+		got := arrivals(b, func() {
+			for range 60 {
+				stream(a, b, 100, 100*time.Millisecond)
+				sessions[a.sessionWith(b)] = true
+			}
+		})
+		if len(got) != 100 { // the texts repeat
+			t.Errorf("%d different", len(got))
+		}
+		for p, n := range got {
+			if n != 60 {
+				t.Errorf("%q %d times", p[48:], n)
+			}
+		}
+		if len(sessions) < 5 || len(sessions) > 6 {
+			t.Errorf("%d sessions in ten minutes", len(sessions))
+		}
+		if n := a.o.Status().Sessions; n > 2 {
+			t.Errorf("%d sessions are left", n)
+		}
+		if _, down := nextEvent[SessionDown](a, 0); down {
+			t.Error("the session was down meanwhile")
+		}
+	})
+}
+
+func TestUnusedSessionExpires(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		a, b := w.node(addrA), w.node(addrB)
+		trust(a, b)
+		p := udpPacket(a.addr, b.addr, 1, 2, "a")
+		a.dev.Inject(p)
+		b.want(time.Second, p)
+		before := len(w.seen)
+		time.Sleep(noise.ExpireAfter + 2*time.Second)
+		for _, n := range []*node{a, b} {
+			if e, ok := nextEvent[SessionDown](n, 0); !ok || e.Reason != ReasonExpired {
+				t.Errorf("event %+v %v", e, ok)
+			}
+			if s := n.o.Status(); s.Sessions != 0 {
+				t.Errorf("%d sessions are left", s.Sessions)
+			}
+			if n.o.control.timers.Len() != 0 {
+				t.Error("a timer still runs")
+			}
+		}
+		if n := len(w.seen) - before; n > 10 {
+			t.Errorf("%d datagrams from idle nodes", n)
+		}
+		a.dev.Inject(p)
+		b.want(time.Second, p)
+	})
+}
+
+// One-way traffic of the inner protocol: the outer one must not take it for a dead peer.
+func TestOneWayTrafficKeepsItsSession(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		a, b := w.node(addrA), w.node(addrB)
+		trust(a, b)
+		stream(a, b, 2, 100*time.Millisecond)
+		s := a.sessionWith(b)
+		if got := arrivals(b, func() { stream(a, b, 100, 500*time.Millisecond) }); len(got) != 100 {
+			t.Errorf("%d of 100", len(got))
+		}
+		if a.sessionWith(b) != s {
+			t.Error("the session was replaced")
+		}
+	})
+}
+
+func TestBadWeather(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		a, b := w.node(addrA), w.node(addrB)
+		trust(a, b)
+		r := rand.New(rand.NewPCG(3, 4))
+		w.setWeather(func(_, _ netip.AddrPort, _ []byte) (copies []time.Duration) {
+			for range 3 {
+				if r.IntN(10) < 4 {
+					copies = append(copies, latency+time.Duration(r.IntN(100))*time.Millisecond)
+				}
+			}
+			return copies // none: one in five is lost
+		})
+		got := arrivals(b, func() { stream(a, b, 2000, 50*time.Millisecond) })
+		for p, n := range got {
+			if n != 1 {
+				t.Errorf("%q came %d times", p[48:], n)
+			}
+		}
+		if len(got) < 1400 {
+			t.Errorf("%d of 2000", len(got))
+		}
+		if b.drops("replayed") == 0 {
+			t.Error("nothing was duplicated")
+		}
+	})
+}
+
+func TestRoaming(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		a, b := w.node(addrA), w.node(addrB)
+		trust(a, b)
+		p, back := udpPacket(a.addr, b.addr, 1, 2, "a"), udpPacket(b.addr, a.addr, 2, 1, "b")
+		a.dev.Inject(p)
+		b.want(time.Second, p)
+		time.Sleep(time.Second)
+		s := a.sessionWith(b)
+		w.move(b.port, addrB2)
+		b.o.Refresh()
+		time.Sleep(latency + time.Millisecond)
+		if e, ok := nextEvent[PathChanged](a, 0); !ok || e.Path.Remote.String() != addrB2 {
+			t.Fatalf("event %+v %v", e, ok)
+		}
+		a.dev.Inject(p)
+		b.want(time.Second, p)
+		b.dev.Inject(back)
+		a.want(time.Second, back)
+		time.Sleep(10 * time.Second)
+		if a.sessionWith(b) != s {
+			t.Error("the session did not survive the move")
+		}
+	})
+}
+
+// Nobody tells that the peer moved, and it has nothing to say: its new address is known from the coordinator only.
+func TestMoveWithoutAWord(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		a, b := w.node(addrA), w.node(addrB)
+		trust(a, b)
+		p := udpPacket(a.addr, b.addr, 1, 2, "a")
+		a.dev.Inject(p)
+		b.want(time.Second, p)
+		w.move(b.port, addrB2)
+		a.state.Peers[0].Candidates = append(a.state.Peers[0].Candidates, netip.MustParseAddrPort(addrB2))
+		a.set()
+		got := arrivals(b, func() { stream(a, b, 100, 100*time.Millisecond) })
+		if len(got) < 40 {
+			t.Errorf("%d of 100: it took more than six seconds", len(got))
+		}
+	})
+}
+
+// An old record from elsewhere must not move the path, whoever sends it: an observer may have held it back.
+func TestOldRecordDoesNotMoveThePath(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		a, b := w.node(addrA), w.node(addrB)
+		trust(a, b)
+		first := udpPacket(a.addr, b.addr, 1, 2, "first")
+		a.dev.Inject(first)
+		b.want(time.Second, first)
+		var held []byte
+		w.setWeather(func(_, _ netip.AddrPort, d []byte) []time.Duration {
+			if noise.Kind(d) == noise.KindRecord && held == nil {
+				held = d
+				return nil
+			}
+			return []time.Duration{latency}
+		})
+		second, third := udpPacket(a.addr, b.addr, 1, 2, "second"), udpPacket(a.addr, b.addr, 1, 2, "third")
+		a.dev.Inject(second)
+		synctest.Wait()
+		a.dev.Inject(third)
+		b.want(time.Second, third)
+		w.arrive(netip.MustParseAddrPort(addrC), netip.MustParseAddrPort(addrB), held)
+		b.want(time.Second, second) // late, but authentic and new
+		if path := b.sessionWith(a).path.Load(); path.Remote.String() != addrA {
+			t.Errorf("moved to %v", path)
+		}
+	})
+}
+
+func TestPeerRestarts(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		a, b := w.node(addrA), w.node(addrB)
+		trust(a, b)
+		p := udpPacket(a.addr, b.addr, 1, 2, "a")
+		a.dev.Inject(p)
+		b.want(time.Second, p)
+		// It dies without a word.
+		w.setWeather(func(from, _ netip.AddrPort, _ []byte) []time.Duration {
+			if from.String() == addrB {
+				return nil
+			}
+			return []time.Duration{latency}
+		})
+		b.stop()
+		w.setWeather(nil)
+		b2 := w.nodeOf(b.agent, addrB)
+		b2.know(a, &policy.Grant{}, &policy.Grant{}).set()
+		got := arrivals(b2, func() { stream(a, b2, 100, 100*time.Millisecond) })
+		if len(got) < 45 {
+			t.Errorf("%d of 100: it took more than five and a half seconds", len(got))
+		}
+	})
+}
+
+func TestPeerThatLeavesSaysSo(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		a, b := w.node(addrA), w.node(addrB)
+		trust(a, b)
+		p := udpPacket(a.addr, b.addr, 1, 2, "a")
+		a.dev.Inject(p)
+		b.want(time.Second, p)
+		synctest.Wait()
+		b.stop()
+		time.Sleep(2 * latency)
+		if e, ok := nextEvent[SessionDown](a, 0); !ok || e.Reason != ReasonClosed {
+			t.Errorf("event %+v %v", e, ok)
+		}
+		if b.o.Status().Sessions != 0 {
+			t.Error("keys are left after Run")
+		}
+	})
+}
+
+func TestDeadPeerIsNoticed(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		a, b := w.node(addrA), w.node(addrB)
+		trust(a, b)
+		stream(a, b, 2, 100*time.Millisecond)
+		w.setWeather(func(_, _ netip.AddrPort, _ []byte) []time.Duration { return nil })
+		go stream(a, b, 120, 100*time.Millisecond)
+		e, ok := nextEvent[SessionDown](a, 12*time.Second)
+		if !ok || e.Reason != ReasonSilent {
+			t.Fatalf("event %+v %v", e, ok)
+		}
+		time.Sleep(3 * time.Second)
+		w.setWeather(nil)
+		time.Sleep(11 * time.Second)
+		got := arrivals(b, func() { stream(a, b, 10, 100*time.Millisecond) })
+		if len(got) < 10 { // one that waited may come too
+			t.Errorf("%d of 10 afterwards", len(got))
+		}
+	})
+}
+
+// Many handshakes at once do not hold up a session's records.
+func TestHandshakeFlood(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		a, b := w.node(addrA), w.node(addrB)
+		trust(a, b)
+		p := udpPacket(a.addr, b.addr, 1, 2, "a")
+		a.dev.Inject(p)
+		b.want(time.Second, p)
+		var first []byte
+		for _, d := range w.seen {
+			if noise.Kind(d) == noise.KindHandshake {
+				first = d
+				break
+			}
+		}
+		for range 10 * handshakeBuffer {
+			b.o.offerHandshake(first, underlay.Path{Remote: netip.MustParseAddrPort(addrC)})
+		}
+		a.dev.Inject(p)
+		b.want(time.Second, p)
+		if b.drops("handshake-flood") == 0 || b.drops("handshake-failed") == 0 {
+			t.Errorf("%v", b.o.Status().Drops)
+		}
+	})
+}
+
+func TestEventsOverflowWithoutBlocking(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		a := w.node(addrA)
+		a.set()
+		for range 2 * eventBuffer {
+			a.dev.Inject(udpPacket(a.addr, w.agent().addr, 1, 2, ""))
+			synctest.Wait()
+		}
+		if n := a.o.Status().DroppedEvents; n != eventBuffer {
+			t.Errorf("%d dropped", n)
+		}
+	})
+}
+
+func TestDeviceFailureEndsRun(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		a := w.node(addrA)
+		if err := a.dev.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if err := <-a.done; err == nil {
+			t.Error("no error")
+		}
+		a.cancel()
+		a.cancel = nil
+	})
+}
