@@ -8,6 +8,8 @@ import (
 	"net/netip"
 	"time"
 
+	flynn "github.com/flynn/noise"
+
 	"github.com/pilot-protocol/pilot/identity"
 )
 
@@ -53,71 +55,81 @@ func (m *Machine) collectInitiation(now time.Time, f *fragment, from netip.AddrP
 	return m.partials.add(f, from, key, now), nil, nil
 }
 
+// caller is what a first message told, all of it verified.
+type caller struct {
+	initiationPayload
+	peer
+	state *flynn.HandshakeState // ready to write message 2, but for the psk
+	who   stampKey
+}
+
 // respond reads message 1 and, if nothing speaks against its sender, makes the session and the answer.
 func (m *Machine) respond(now time.Time, whole *partial) (Result, error) {
 	local := whole.key
 	static := keyPair(local.key)
 	defer clear(static.Private)
-	state, err := handshake(whole.suite, m.rand, prologue(whole.suite, m.network, local.agent), static, nil)
-	if err != nil {
-		return Result{}, fmt.Errorf("noise: %w", err)
-	}
-	plain, _, _, err := state.ReadMessage(nil, whole.body)
-	if err != nil {
-		return Result{}, fmt.Errorf("%w: message 1: %w", ErrAuth, err)
-	}
-	defer clear(plain) // holds the answer key
-	payload, err := parseInitiationPayload(plain)
+	c, err := m.readInitiation(now, whole, static)
 	if err != nil {
 		return Result{}, err
 	}
-	if payload.sender != whole.sender {
-		return Result{}, fmt.Errorf("%w: message 1: sender index", ErrAuth)
-	}
-	// Before the signatures are looked at: replays are cheap to make. It is looked at again when all else is done.
-	who := stampKey{local.agent, identity.TunnelPublic(state.PeerStatic())}
-	if !m.fresh(who, payload.timestamp) {
-		return Result{}, fmt.Errorf("%w: message 1", ErrReplay)
-	}
-	p, err := m.verify(now, payload.credentials, state.PeerStatic(), whole.suite)
-	if err != nil {
-		return Result{}, err
-	}
-	if p.certificate.Agent == local.agent {
-		return Result{}, fmt.Errorf("%w: message 1 is from the agent itself", ErrKeyMismatch)
-	}
-	if err := m.admitted(local.agent, p); err != nil {
-		return Result{}, err
-	}
-
-	kemKey, err := mlkem.NewEncapsulationKey768(payload.kemKey)
+	kemKey, err := mlkem.NewEncapsulationKey768(c.kemKey)
 	if err != nil {
 		return Result{}, fmt.Errorf("%w: ml-kem key: %w", ErrMalformed, err)
 	}
 	shared, text := kemKey.Encapsulate()
 	defer clear(shared)
-	if err := setPSK(state, shared, payload.kemKey, text); err != nil {
+	if err := setPSK(c.state, shared, c.kemKey, text); err != nil {
 		return Result{}, err
 	}
-	index, err := m.claim(who, stamp{payload.timestamp, p.statement.NotAfter.Add(ClockSkew)})
+	index, err := m.claim(c.who, stamp{c.timestamp, c.peer.statement.NotAfter.Add(ClockSkew)})
 	if err != nil {
 		return Result{}, err
 	}
-	message, receive, send, err := state.WriteMessage(text, appendAnswerPayload(nil, index, local.credentials))
-	clear(state.LocalEphemeral().Private)
+	message, receive, send, err := c.state.WriteMessage(text, appendAnswerPayload(nil, index, local.credentials))
+	clear(c.state.LocalEphemeral().Private)
 	if err != nil {
 		m.Release(index)
 		return Result{}, fmt.Errorf("noise: message 2: %w", err)
 	}
 	s := &Session{
 		local: index, remote: whole.sender, created: now,
-		agent: local.agent, certificate: p.certificate, statement: p.statement,
+		agent: local.agent, certificate: c.peer.certificate, statement: c.peer.statement,
 	}
 	if err := s.setKeys(whole.suite, send, receive); err != nil {
 		m.Release(index)
 		return Result{}, err
 	}
-	return Result{Session: s, Reply: answerDatagrams(whole, index, message, payload.answerKey[:])}, nil
+	return Result{Session: s, Reply: answerDatagrams(whole, index, message, c.answerKey[:])}, nil
+}
+
+// readInitiation decrypts message 1 and checks all that can speak against it.
+func (m *Machine) readInitiation(now time.Time, whole *partial, static flynn.DHKey) (c caller, err error) {
+	local := whole.key
+	if c.state, err = handshake(whole.suite, m.rand, prologue(whole.suite, m.network, local.agent), static, nil); err != nil {
+		return c, fmt.Errorf("noise: %w", err)
+	}
+	plain, _, _, err := c.state.ReadMessage(nil, whole.body)
+	if err != nil {
+		return c, fmt.Errorf("%w: message 1: %w", ErrAuth, err)
+	}
+	if c.initiationPayload, err = parseInitiationPayload(plain); err != nil {
+		return c, err
+	}
+	if c.sender != whole.sender {
+		return c, fmt.Errorf("%w: message 1: sender index", ErrAuth)
+	}
+	// Before the signatures are looked at: replays are cheap to make. It is looked at again when all else is done.
+	c.who = stampKey{local.agent, identity.TunnelPublic(c.state.PeerStatic())}
+	if !m.fresh(c.who, c.timestamp) {
+		return c, fmt.Errorf("%w: message 1", ErrReplay)
+	}
+	if c.peer, err = m.verify(now, c.credentials, c.state.PeerStatic(), whole.suite); err != nil {
+		return c, err
+	}
+	if c.peer.certificate.Agent == local.agent {
+		return c, fmt.Errorf("%w: message 1 is from the agent itself", ErrKeyMismatch)
+	}
+	return c, m.admitted(local.agent, c.peer)
 }
 
 func answerDatagrams(whole *partial, index uint32, message, key []byte) [][]byte {
