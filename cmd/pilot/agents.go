@@ -11,7 +11,6 @@ import (
 
 	"github.com/urfave/cli/v2"
 
-	"github.com/pilot-protocol/pilot/identity"
 	"github.com/pilot-protocol/pilot/node/localapi"
 )
 
@@ -72,22 +71,4 @@ func online(a localapi.Agent, now time.Time) string {
 		return "no"
 	}
 	return "no, seen " + ago(a.LastSeen, now)
-}
-
-// completeAgents offers the names of agents to a shell that completes an argument.
-func (p *program) completeAgents(c *cli.Context) {
-	cli.DefaultCompleteWithFlags(c.Command)(c)
-	client, err := p.client(c)
-	if err != nil {
-		return
-	}
-	list, err := ask(c.Context, time.Second, client.Agents)
-	if err != nil {
-		return // a shell that completes shows no errors
-	}
-	for _, a := range list.Agents {
-		if identity.ValidateName(a.Name) == nil { // nothing else may reach a shell
-			fmt.Fprintln(p.stdout, a.Name)
-		}
-	}
 }

@@ -3,10 +3,16 @@
 package main
 
 import (
+	"fmt"
 	"io"
 	"reflect"
+	"slices"
+	"strings"
+	"time"
 
 	"github.com/urfave/cli/v2"
+
+	"github.com/pilot-protocol/pilot/identity"
 )
 
 // The scripts ask pilot itself what may come next. They never evaluate the typed line or the answers: completing must
@@ -69,6 +75,7 @@ type completionResult struct {
 func (p *program) completionCommand() *cli.Command {
 	return &cli.Command{
 		Name: "completion", Usage: "print a script that completes pilot's commands, flags and agents", ArgsUsage: "bash|zsh|fish",
+		BashComplete: func(*cli.Context) { fmt.Fprint(p.stdout, "bash\nzsh\nfish\n") },
 		Description: manual{
 			about: "Prints a script for the shell. It completes commands, flags and the names of agents.",
 			examples: []string{
@@ -100,4 +107,42 @@ func (p *program) completion(c *cli.Context) error {
 		return e
 	}
 	return p.show(c, r, func(w io.Writer) { _, _ = io.WriteString(w, r.Script) })
+}
+
+// complete offers flags where one is begun, and subcommands otherwise, a line each.
+func (p *program) complete(c *cli.Context) {
+	if !strings.HasPrefix(p.last, "-") {
+		for _, sub := range c.Command.Subcommands {
+			if !sub.Hidden {
+				fmt.Fprintln(p.stdout, sub.Name)
+			}
+		}
+		return
+	}
+	for _, f := range slices.Concat(c.Command.Flags, globalFlags()) {
+		if name := "--" + f.Names()[0]; strings.HasPrefix(name, p.last) {
+			fmt.Fprintln(p.stdout, name)
+		}
+	}
+}
+
+// completeAgents offers the names of agents besides.
+func (p *program) completeAgents(c *cli.Context) {
+	p.complete(c)
+	if strings.HasPrefix(p.last, "-") {
+		return
+	}
+	client, err := p.client(c)
+	if err != nil {
+		return // a shell that completes shows no errors
+	}
+	list, err := ask(c.Context, time.Second, client.Agents)
+	if err != nil {
+		return
+	}
+	for _, a := range list.Agents {
+		if identity.ValidateName(a.Name) == nil { // nothing else may reach a shell
+			fmt.Fprintln(p.stdout, a.Name)
+		}
+	}
 }

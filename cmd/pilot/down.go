@@ -44,14 +44,15 @@ func (p *program) down(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	socket := p.sys.SocketPath(dir)
+	socket, service := p.sys.SocketPath(dir), p.sys.Service()
+	// Asked first: a service manager may be about to start again what ends by itself.
+	byService := dir == p.sys.DefaultStateDir() && service.Installed() && service.Running()
 	result, err := ask(c.Context, askLimit, p.clientAt(socket).Down)
 	if err != nil && codeOf(err) != localapi.CodeNotRunning {
 		return err
 	}
-	ran := err == nil
-	if service := p.sys.Service(); dir == p.sys.DefaultStateDir() && service.Installed() && service.Running() {
-		ran = true
+	ran := err == nil || byService
+	if byService {
 		if err := service.Stop(); err != nil {
 			return fmt.Errorf("stop the system service: %w", err)
 		}
@@ -59,8 +60,10 @@ func (p *program) down(c *cli.Context) error {
 	if err := p.awaitEnd(c.Context, socket, result.PID); err != nil {
 		return err
 	}
-	if err := p.sys.Cleanup(dir); err != nil {
-		return fmt.Errorf("undo what the daemon left behind: %w", err)
+	if !ran || exists(socket) { // one that ended by itself has cleaned up
+		if err := p.sys.Cleanup(dir); err != nil {
+			return fmt.Errorf("undo what the daemon left behind: %w", err)
+		}
 	}
 	return p.show(c, result, func(w io.Writer) {
 		if ran {

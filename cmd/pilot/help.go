@@ -98,13 +98,15 @@ func writeCommand(w io.Writer, app *cli.App, path []*cli.Command) {
 	c := path[len(path)-1]
 	name := commandName(path)
 	fmt.Fprintf(w, "%s - %s\n\nusage:\n  %s\n", name, c.Usage, usageLine(name, c))
+	about, rest, _ := strings.Cut(c.Description, examplesHeading)
+	fmt.Fprintf(w, "\n%s", about)
 	if len(c.Subcommands) > 0 {
 		fmt.Fprintln(w)
 		writeCommands(w, name, c.Subcommands)
 	}
 	writeFlags(w, "flags", c.Flags)
 	writeFlags(w, "flags of all commands", app.Flags)
-	fmt.Fprintf(w, "\n%s", c.Description)
+	fmt.Fprint(w, examplesHeading+rest)
 }
 
 func usageLine(name string, c *cli.Command) string {

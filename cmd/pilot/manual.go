@@ -16,6 +16,9 @@ import (
 	"github.com/pilot-protocol/pilot/node/localapi"
 )
 
+// examplesHeading stands between what a command is about and the rest of its manual; help puts the flags before it.
+const examplesHeading = "\nexamples:\n"
+
 // manual is the help text of a command beside its usage and flags, so that nobody needs another document.
 type manual struct {
 	about    string
@@ -29,9 +32,7 @@ type manual struct {
 func (m manual) String() string {
 	var b bytes.Buffer
 	fmt.Fprintln(&b, strings.TrimSpace(m.about))
-	if len(m.examples) > 0 {
-		fmt.Fprintf(&b, "\nexamples:\n  %s\n", strings.Join(m.examples, "\n  "))
-	}
+	fmt.Fprintf(&b, examplesHeading+"  %s\n", strings.Join(m.examples, "\n  "))
 	fmt.Fprintf(&b, "\nexit statuses:\n")
 	exits := append([]int{localapi.ExitOK, localapi.ExitFailure, localapi.ExitUsage}, m.exits...)
 	for _, status := range append(exits, exitInterrupted) {

@@ -15,7 +15,7 @@ import (
 
 // echo is one line of ping --json.
 type echo struct {
-	Seq int `json:"seq"` // from 1
+	Seq int `json:"seq,omitempty"` // from 1
 	*localapi.PingResult
 	Error *localapi.Error `json:"error,omitempty"` // why no answer came
 }

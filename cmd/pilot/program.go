@@ -9,7 +9,6 @@ import (
 	"io/fs"
 	"net"
 	"path/filepath"
-	"slices"
 	"time"
 
 	"github.com/urfave/cli/v2"
@@ -25,12 +24,14 @@ type program struct {
 	sys            system
 	stdin          io.Reader
 	stdout, stderr io.Writer
+	last           string // the word that a shell is completing, where it is one that begins with "-"
 }
 
 // run carries out a command line and returns the exit status.
 func (p *program) run(ctx context.Context, args []string) int {
 	app := p.app()
-	if slices.Contains(args, completeFlag) {
+	if n := len(args); n > 0 && args[n-1] == completeFlag {
+		p.last = args[max(0, n-2)]
 		if err := app.RunContext(ctx, args); err != nil {
 			return localapi.ExitFailure // a shell that completes shows no errors
 		}
@@ -58,6 +59,7 @@ func (p *program) app() *cli.App {
 		HideHelpCommand:      true,
 		HideVersion:          true,
 		EnableBashCompletion: true,
+		BashComplete:         p.complete,
 		Reader:               p.stdin,
 		Writer:               p.stdout,
 		ErrWriter:            p.stderr,
@@ -74,17 +76,20 @@ func (p *program) commands() []*cli.Command {
 		p.versionCommand(), p.completionCommand(), p.helpCommand(),
 	}
 	for _, c := range all {
-		plain(c)
+		p.plain(c)
 	}
 	return all
 }
 
 // plain turns off what the library would add to a command by itself.
-func plain(c *cli.Command) {
+func (p *program) plain(c *cli.Command) {
 	c.HideHelp, c.HideHelpCommand = true, true
 	c.OnUsageError = func(_ *cli.Context, err error, _ bool) error { return usage("%v", err) }
+	if c.BashComplete == nil {
+		c.BashComplete = p.complete
+	}
 	for _, sub := range c.Subcommands {
-		plain(sub)
+		p.plain(sub)
 	}
 }
 
@@ -92,6 +97,7 @@ func globalFlags() []cli.Flag {
 	return []cli.Flag{
 		&cli.BoolFlag{Name: "json", Usage: "print JSON on standard output, errors included"},
 		&cli.StringFlag{Name: "state", EnvVars: []string{"PILOT_STATE"}, Usage: "the daemon's state folder `DIR`; its socket is found by it"},
+		&cli.BoolFlag{Name: "help", Usage: "explain the command"},
 	}
 }
 

@@ -62,24 +62,29 @@ func (p *program) status(c *cli.Context) error {
 }
 
 func writeStatus(w io.Writer, s localapi.Status, now time.Time) {
-	line(w, "state", "%s%s", s.State, stateNote(s.State))
+	field(w, "state", "%s%s", s.State, stateNote(s.State))
 	if s.Network != "" {
-		line(w, "network", "%s  %s", s.Network, s.Authority)
+		field(w, "network", "%s  %s", s.Network, s.Authority)
 	}
 	writeSelf(w, s.Self, now)
 	writeCoordinator(w, s.Coordinator, now)
 	if s.Pending > 0 {
-		line(w, "requests", "%d wait for your decision: pilot trust pending", s.Pending)
+		field(w, "requests", "%d wait for your decision: pilot trust pending", s.Pending)
 	}
-	line(w, "daemon", "pilot %s, process %d", s.Version, s.PID)
+	field(w, "daemon", "pilot %s, process %d", s.Version, s.PID)
 	for _, problem := range s.Problems {
-		line(w, "problem", "%s: %s", problem.Code, problem.Message)
+		field(w, "problem", "%s: %s", problem.Code, problem.Message)
 		if problem.Hint != "" {
-			line(w, "", "hint: %s", problem.Hint)
+			field(w, "", "hint: %s", problem.Hint)
 		}
 	}
 	writePeers(w, s.Peers, now)
 	writeDrops(w, s.Drops)
+}
+
+// field prints one line of the status. Its labels are longer than those of line.
+func field(w io.Writer, label, format string, args ...any) {
+	fmt.Fprintf(w, "%-13s%s\n", label, safe(fmt.Sprintf(format, args...)))
 }
 
 func stateNote(state string) string {
@@ -96,15 +101,15 @@ func writeSelf(w io.Writer, self *localapi.Self, now time.Time) {
 	if self == nil {
 		return
 	}
-	line(w, "agent", "%s  %s", self.FQDN, self.Address)
-	line(w, "key", "%s", self.Key)
+	field(w, "agent", "%s  %s", self.FQDN, self.Address)
+	field(w, "key", "%s", self.Key)
 	if len(self.Tags) > 0 {
-		line(w, "tags", "%s", strings.Join(self.Tags, ", "))
+		field(w, "tags", "%s", strings.Join(self.Tags, ", "))
 	}
-	line(w, "member", "the certificate ends %s", until(self.CertificateExpires, now))
-	line(w, "interface", "%s, UDP port %d, names by %s", self.Interface, self.Port, self.DNS)
+	field(w, "member", "certificate ends %s", until(self.CertificateExpires, now))
+	field(w, "interface", "%s, UDP port %d, names by %s", self.Interface, self.Port, self.DNS)
 	if len(self.Endpoints) > 0 {
-		line(w, "endpoints", "%s", strings.Trim(fmt.Sprint(self.Endpoints), "[]"))
+		field(w, "endpoints", "%s", strings.Trim(fmt.Sprint(self.Endpoints), "[]"))
 	}
 }
 
@@ -123,12 +128,12 @@ func writeCoordinator(w io.Writer, co *localapi.CoordinatorState, now time.Time)
 	if !co.Since.IsZero() {
 		state += " for " + period(now.Sub(co.Since))
 	}
-	fmt.Fprintf(w, "%-10s%s\n", "coord.", safe(at+", "+state))
+	field(w, "coordinator", "%s, %s", at, state)
 	if co.Error != "" {
-		line(w, "", "%s", co.Error)
+		field(w, "", "%s", co.Error)
 	}
 	if !co.Connected && co.NextTry.After(now) {
-		line(w, "", "next try %s; open sessions and known peers go on meanwhile", until(co.NextTry, now))
+		field(w, "", "next try %s; open sessions and known peers go on meanwhile", until(co.NextTry, now))
 	}
 }
 

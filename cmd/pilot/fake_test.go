@@ -1,0 +1,222 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/pilot-protocol/pilot/identity"
+	"github.com/pilot-protocol/pilot/node/localapi"
+)
+
+// fakeDaemon answers the local API as a daemon of agent "planner" would that knows "warehouse" and was asked by
+// "auditor". Targets named after a trouble meet it: "nobody", "gone", "stranger", "impostor".
+type fakeDaemon struct {
+	mu     sync.Mutex
+	state  string
+	up     []localapi.UpRequest
+	trust  []localapi.TrustRequest
+	invite []localapi.InviteRequest
+	pings  int
+
+	evil string // put into every text, if set
+	stop func() // by down
+}
+
+func addr(last string) netip.Addr { return netip.MustParseAddr("fd5c:1d2:93a0::" + last) }
+
+func (d *fakeDaemon) text(s string) string { return s + d.evil }
+
+func (d *fakeDaemon) fail(code, message, hint string) *localapi.Error {
+	return &localapi.Error{Code: code, Message: d.text(message), Hint: d.text(hint)}
+}
+
+// trouble is what the targets of ping, trust and whois are named after.
+func (d *fakeDaemon) trouble(target string) error {
+	switch target {
+	case "nobody":
+		return d.fail(localapi.CodeNotFound, `there is no agent "nobody"`, "see: pilot agents")
+	case "gone":
+		return d.fail(localapi.CodeOffline, "gone does not answer", "is it up?")
+	case "stranger":
+		return d.fail(localapi.CodeNotTrusted, "stranger has not consented", "ask for it: pilot trust stranger")
+	case "impostor":
+		return d.fail(localapi.CodeKeyMismatch, "impostor shows another key than before", "see: pilot help trust approve")
+	}
+	return nil
+}
+
+func (d *fakeDaemon) Up(_ context.Context, r localapi.UpRequest) (localapi.UpResult, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.up = append(d.up, r)
+	if r.Name == "taken" {
+		e := d.fail(localapi.CodeNameTaken, `the name "taken" belongs to another agent`, "choose another name")
+		e.Suggestion = "taken-2"
+		return localapi.UpResult{}, e
+	}
+	result := localapi.UpResult{
+		Network: "pilot", Zone: "pilot.internal", Name: "planner", FQDN: d.text("planner.pilot.internal"), Address: addr("a"),
+		Key: identity.AgentPublic{1}, Coordinators: []string{"192.0.2.10:7745"}, Hosted: r.Invite == "",
+	}
+	if d.evil != "" {
+		result.Warnings = []string{d.evil}
+	}
+	if r.Invite != "" {
+		result.Joined, result.Inviter = true, "warehouse"
+	} else if d.state == localapi.StateDown {
+		result.Created, result.Invite = true, "pilot://secret"
+	}
+	d.state = localapi.StateUp
+	return result, nil
+}
+
+func (d *fakeDaemon) Down(context.Context) (localapi.DownResult, error) {
+	defer d.stop()
+	return localapi.DownResult{PID: os.Getpid()}, nil
+}
+
+func (d *fakeDaemon) Status(context.Context) (localapi.Status, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.state != localapi.StateUp {
+		return localapi.Status{State: d.state, Version: "v0.1.0", PID: 4711, Peers: []localapi.PeerStatus{}}, nil
+	}
+	now := time.Now()
+	return localapi.Status{
+		State: d.state, Version: "v0.1.0", PID: 4711, Network: d.text("pilot"), Zone: "pilot.internal", Authority: identity.AuthorityPublic{2}.String(),
+		Self: &localapi.Self{
+			Name: "planner", FQDN: d.text("planner.pilot.internal"), Address: addr("a"), Key: identity.AgentPublic{1}, Tags: []string{d.text("admin")},
+			CertificateExpires: now.Add(23*time.Hour + time.Minute), Interface: "pilot0", Port: 7745, DNS: d.text("resolved"),
+			Endpoints: []netip.AddrPort{netip.MustParseAddrPort("192.0.2.10:7745")},
+		},
+		Coordinator: &localapi.CoordinatorState{
+			Addresses: []string{d.text("192.0.2.10:7745")}, Since: now.Add(-3*time.Minute - time.Second), Error: d.text("connection refused"), NextTry: now.Add(time.Hour),
+		},
+		Peers: []localapi.PeerStatus{
+			{Name: d.text("warehouse"), FQDN: "warehouse.pilot.internal", Address: addr("b"), Key: identity.AgentPublic{3}, State: localapi.PeerConnected,
+				Path: d.text("direct 192.0.2.7:7745"), RTT: 1.234, RxBytes: 1_200_000, TxBytes: 999, LastHandshake: now.Add(-12 * time.Second)},
+			{Name: d.text("auditor"), FQDN: "auditor.pilot.internal", Address: addr("c"), Key: identity.AgentPublic{4}, State: localapi.PeerPending,
+				Problem: &localapi.Problem{Code: localapi.CodeNotTrusted, Message: d.text("you have not consented"), Hint: d.text("pilot trust approve auditor")}},
+		},
+		Pending:  1,
+		Drops:    map[string]uint64{d.text("no-consent"): 3, "replay": 0},
+		Problems: []localapi.Problem{{Code: localapi.CodeUnavailable, Message: d.text("the coordinator can't be reached"), Hint: d.text("it is tried again")}},
+	}, nil
+}
+
+func (d *fakeDaemon) Ping(_ context.Context, r localapi.PingRequest) (localapi.PingResult, error) {
+	if err := d.trouble(r.Target); err != nil {
+		return localapi.PingResult{}, err
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.pings++
+	if r.Target == "flaky" && d.pings%2 == 0 {
+		return localapi.PingResult{}, d.fail(localapi.CodeTimeout, "no answer in time", "")
+	}
+	return localapi.PingResult{Name: d.text(r.Target), Address: addr("b"), Path: d.text("direct 192.0.2.7:7745"), RTT: float64(d.pings)}, nil
+}
+
+func (d *fakeDaemon) Invite(_ context.Context, r localapi.InviteRequest) (localapi.InviteResult, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.invite = append(d.invite, r)
+	return localapi.InviteResult{Invite: d.text("pilot://secret"), Uses: r.Uses, Expires: time.Now().Add(r.Expires), Tags: r.Tags, Trust: !r.NoTrust}, nil
+}
+
+func (d *fakeDaemon) Agents(context.Context) (localapi.AgentList, error) {
+	return localapi.AgentList{Agents: []localapi.Agent{
+		{Name: "planner", FQDN: "planner.pilot.internal", Address: addr("a"), Key: identity.AgentPublic{1}, Trust: localapi.TrustSelf, Online: true},
+		{Name: d.text("warehouse"), FQDN: "warehouse.pilot.internal", Address: addr("b"), Key: identity.AgentPublic{3}, Tags: []string{d.text("db"), "eu"},
+			Trust: localapi.TrustMutual, LastSeen: time.Now().Add(-2*time.Hour - time.Second)},
+	}}, nil
+}
+
+func (d *fakeDaemon) TrustList(context.Context) (localapi.TrustList, error) {
+	return localapi.TrustList{Entries: []localapi.TrustEntry{
+		{Name: "warehouse", Address: addr("b"), Key: identity.AgentPublic{3}, State: localapi.TrustMutual,
+			Ours:   &localapi.Consent{Active: true, Since: time.Now().Add(-time.Hour)},
+			Theirs: &localapi.Consent{Active: true, Ports: []identity.PortRange{{Proto: 6, First: 443, Last: 443}}, Expires: time.Now().Add(7*24*time.Hour + time.Minute)}},
+		{Name: d.text("auditor"), Address: addr("c"), Key: identity.AgentPublic{4}, State: localapi.TrustPending,
+			Theirs: &localapi.Consent{Active: true, Reason: d.text("quarterly audit"), Since: time.Now().Add(-3*time.Minute - time.Second)}},
+	}}, nil
+}
+
+func (d *fakeDaemon) Trust(_ context.Context, r localapi.TrustRequest) (localapi.TrustEntry, error) {
+	if err := d.trouble(r.Target); err != nil {
+		return localapi.TrustEntry{}, err
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.trust = append(d.trust, r)
+	state := map[string]string{localapi.ActionRequest: localapi.TrustRequested, localapi.ActionApprove: localapi.TrustMutual,
+		localapi.ActionReject: localapi.TrustRejected, localapi.ActionRevoke: localapi.TrustRevoked}[r.Action]
+	return localapi.TrustEntry{Name: d.text(r.Target), Address: addr("b"), Key: identity.AgentPublic{3}, State: state,
+		Ours: &localapi.Consent{Reason: d.text(r.Reason), Ports: r.Ports, Active: state != localapi.TrustRevoked}}, nil
+}
+
+func (d *fakeDaemon) WhoIs(_ context.Context, q string) (localapi.Agent, error) {
+	if err := d.trouble(q); err != nil {
+		return localapi.Agent{}, err
+	}
+	return localapi.Agent{Name: "warehouse", FQDN: d.text("warehouse.pilot.internal"), Address: addr("b"), Key: identity.AgentPublic{3},
+		Tags: []string{d.text("db")}, Jurisdiction: d.text("DE"), Trust: localapi.TrustMutual, Online: true}, nil
+}
+
+// serve answers on a socket until ctx ends or somebody says down.
+func (d *fakeDaemon) serve(ctx context.Context, socket string) error {
+	if d.state == "" {
+		d.state = localapi.StateDown
+	}
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		return err
+	}
+	ctx, d.stop = context.WithCancel(ctx)
+	defer d.stop()
+	s := localapi.NewServer(localapi.ServerOptions{Daemon: d, Trust: d, Caller: func(net.Conn) error { return nil }, Log: slog.New(slog.DiscardHandler)})
+	return s.Serve(ctx, l)
+}
+
+// testInvite makes an invite that can be read.
+func testInvite() (string, error) {
+	key, err := identity.NewJoinKey(rand.Reader)
+	if err != nil {
+		return "", err
+	}
+	return identity.Invite{NetworkName: "pilot", Authority: identity.AuthorityPublic{2}, Coordinators: []string{"192.0.2.10:7745"},
+		Key: key, Expires: time.Now().Add(time.Hour)}.Text()
+}
+
+// fakeNode is a node in which the fake daemon lives.
+type fakeNode struct {
+	daemon *fakeDaemon
+	socket string
+}
+
+func (n fakeNode) Run(ctx context.Context) error { return n.daemon.serve(ctx, n.socket) }
+
+// newFakeNode fails in the way that trouble names.
+func newFakeNode(socket, trouble string) (runner, error) {
+	switch trouble {
+	case "":
+		return fakeNode{daemon: &fakeDaemon{}, socket: socket}, nil
+	case "damaged":
+		return nil, &localapi.Error{Code: localapi.CodeStateDamaged, Message: "identity.key is damaged", Hint: "restore it from a backup"}
+	case "crash":
+		fmt.Fprintln(os.Stderr, strings.Repeat("goroutine 1\n", 3)+"panic: \x1b[31mit crashed")
+		os.Exit(2)
+	}
+	return nil, errors.New("unknown trouble " + trouble)
+}

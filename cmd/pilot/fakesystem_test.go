@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+)
+
+// fakeSystem is a host in memory.
+type fakeSystem struct {
+	mu      sync.Mutex
+	dir     string // the default state folder
+	dial    func(context.Context, string) (net.Conn, error)
+	start   func(args []string, logFile string) (int, error)
+	service fakeService
+	alive   bool
+	node    func(dir string) (runner, error)
+	cleaned []string
+	clean   error
+}
+
+func (s *fakeSystem) DefaultStateDir() string                 { return s.dir }
+func (s *fakeSystem) SocketPath(dir string) string            { return filepath.Join(dir, "pilot.sock") }
+func (s *fakeSystem) Service() service                        { return &s.service }
+func (s *fakeSystem) Alive(int) bool                          { return s.alive }
+func (s *fakeSystem) Cleanup(dir string) error                { s.cleaned = append(s.cleaned, dir); return s.clean }
+func (s *fakeSystem) Start(a []string, l string) (int, error) { return s.start(a, l) }
+
+func (s *fakeSystem) NewNode(dir string, _ *slog.Logger) (runner, error) { return s.node(dir) }
+
+func (s *fakeSystem) Dial(ctx context.Context, socket string) (net.Conn, error) {
+	s.mu.Lock()
+	dial := s.dial
+	s.mu.Unlock()
+	if dial == nil {
+		return nil, fmt.Errorf("dial: %w", os.ErrNotExist)
+	}
+	return dial(ctx, socket)
+}
+
+func (s *fakeSystem) answer(dial func(context.Context, string) (net.Conn, error)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.dial = dial
+}
+
+// fakeService is a service manager's view of the daemon.
+type fakeService struct {
+	installed, running bool
+	calls              []string
+	onStart            func() error
+}
+
+func (s *fakeService) Installed() bool { return s.installed }
+func (s *fakeService) Running() bool   { return s.running }
+func (s *fakeService) Stop() error     { s.calls = append(s.calls, "stop"); s.running = false; return nil }
+
+func (s *fakeService) Start() error {
+	s.calls = append(s.calls, "start")
+	return s.onStart()
+}
