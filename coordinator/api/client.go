@@ -12,6 +12,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"strconv"
 	"sync/atomic"
@@ -147,8 +148,20 @@ func (c *Client) Agents(ctx context.Context) ([]Peer, error) {
 
 // Agent looks one agent up by its exact name, overlay address or key.
 func (c *Client) Agent(ctx context.Context, q string) (p Peer, err error) {
+	if !askable(q) {
+		return p, &Error{Code: CodeNotFound, Message: fmt.Sprintf("%+q is no agent's name, address or key", q)}
+	}
 	err = c.call(ctx, http.MethodGet, "/v1/agents/"+url.PathEscape(q), nil, &p)
 	return p, err
+}
+
+// askable reports whether there can be an agent with this name, address or key.
+func askable(q string) bool {
+	if _, err := netip.ParseAddr(q); err == nil {
+		return true
+	}
+	_, err := identity.ParseAgentPublic(q)
+	return err == nil || identity.ValidateName(q) == nil
 }
 
 // PutConsent stores a signed consent or withdrawal of the caller.

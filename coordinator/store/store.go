@@ -84,7 +84,8 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 
 func (s *Store) connect(o Options) (err error) {
 	options := []nats.Option{
-		nats.Name("pilot coordinator"), nats.MaxReconnects(-1), nats.Timeout(10 * time.Second),
+		nats.Name("pilot coordinator"), nats.MaxReconnects(-1), nats.Timeout(10 * time.Second), nats.ReconnectWait(500 * time.Millisecond),
+		nats.ReconnectBufSize(-1), // while NATS is away a request fails at once, and can go to another coordinator
 		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { o.Log.Warn("registry connection", "error", err) }),
 		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
 			if err != nil {
