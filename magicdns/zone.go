@@ -119,13 +119,13 @@ func compile(s State, serial uint32, log *slog.Logger) *zone {
 			break
 		}
 		if err := z.addHost(h, s.Prefix); err != nil {
-			log.Warn("agent left out of DNS", "err", err)
+			log.Debug("agent left out of DNS", "err", err)
 		}
 	}
 	for _, u := range s.Upstreams {
 		u = netip.AddrPortFrom(u.Addr().Unmap(), u.Port())
 		if !upstreamAllowed(u, s) {
-			log.Warn("resolver not used as upstream", "addr", u)
+			log.Debug("resolver not used as upstream", "addr", u)
 		} else if !slices.Contains(z.upstreams, u) {
 			z.upstreams = append(z.upstreams, u)
 		}
