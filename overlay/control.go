@@ -289,6 +289,7 @@ func (o *Overlay) adoptLocked(s *session, now moment) {
 		return
 	}
 	l.lastHandshake = now.wall
+	l.last = lastSeen{*s.path.Load(), s.noise.RemoteTunnel()}
 	l.unanswered.Store(0)
 	l.refresh = 0
 	// What waits goes first; what comes meanwhile wakes control, and follows.
@@ -334,6 +335,9 @@ func (o *Overlay) discard(s *session) {
 // downLocked ends all sessions of a link.
 func (o *Overlay) downLocked(l *link, reason Reason) {
 	was := l.current.Swap(nil)
+	if was != nil {
+		l.last.path = *was.path.Load()
+	}
 	for _, s := range []*session{was, l.pending, l.previous} {
 		if s != nil {
 			o.discard(s)

@@ -184,11 +184,15 @@ func (o *Overlay) tryLocked(l *link, now moment) {
 	a := &l.attempt
 	peer := o.snap.Load().peers[l.remote]
 	paths := o.candidatesLocked(l, peer)
-	if len(paths) == 0 || peer.Tunnel.Tunnel.IsZero() {
+	tunnel := l.last.tunnel
+	if peer != nil && !peer.Tunnel.Tunnel.IsZero() && !tunnel.NotBefore.After(peer.Tunnel.NotBefore) {
+		tunnel = peer.Tunnel
+	}
+	if len(paths) == 0 || tunnel.Tunnel.IsZero() {
 		o.failLocked(l, ReasonNoAddress, now)
 		return
 	}
-	target := noise.Target{Agent: l.remote, Tunnel: peer.Tunnel.Tunnel, Suites: peer.Tunnel.Suites}
+	target := noise.Target{Agent: l.remote, Tunnel: tunnel.Tunnel, Suites: tunnel.Suites}
 	init, err := o.noise.Initiate(now.wall, l.local, target)
 	if err != nil {
 		o.log.Error("cannot begin a handshake", "agent", l.remote, "error", err)
@@ -207,12 +211,14 @@ func (o *Overlay) tryLocked(l *link, now moment) {
 	o.scheduleLocked(l, a.next)
 }
 
-// candidatesLocked lists where the peer may be: where its session is first, then what the State says. An address inside
-// the overlay is none: the tunnel would go through itself.
+// candidatesLocked lists where the peer may be: where it was met last, then what the State says. An address inside the
+// overlay is none: the tunnel would go through itself.
 func (o *Overlay) candidatesLocked(l *link, peer *Peer) (paths []underlay.Path) {
 	snap := o.snap.Load()
 	if s := l.current.Load(); s != nil {
 		paths = append(paths, *s.path.Load())
+	} else if l.last.path.Remote.IsValid() {
+		paths = append(paths, underlay.Path{Remote: l.last.path.Remote, Relay: l.last.path.Relay})
 	}
 	if peer == nil {
 		return paths

@@ -10,6 +10,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/pilot-protocol/pilot/identity"
 	"github.com/pilot-protocol/pilot/noise"
 	"github.com/pilot-protocol/pilot/policy"
 	"github.com/pilot-protocol/pilot/underlay"
@@ -199,6 +200,47 @@ func TestRoaming(t *testing.T) {
 		if a.sessionWith(b) != s {
 			t.Error("the session did not survive the move")
 		}
+	})
+}
+
+// The coordinator is gone and the State says nothing: the peer is called where it was met last.
+func TestKnownPeerIsCalledWithoutTheCoordinator(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		a, b := w.node(addrA), w.node(addrB)
+		trust(a, b)
+		p, back := udpPacket(a.addr, b.addr, 1, 2, "a"), udpPacket(b.addr, a.addr, 2, 1, "b")
+		a.dev.Inject(p)
+		b.want(time.Second, p)
+		b.state.Peers[0].Candidates, b.state.Peers[0].Tunnel = nil, identity.TunnelStatement{}
+		b.set()
+		time.Sleep(noise.ExpireAfter + time.Minute)
+		if b.sessionWith(a) != nil {
+			t.Fatal("the session is still there")
+		}
+		b.dev.Inject(back)
+		a.want(time.Second, back)
+	})
+}
+
+// The word to the peers is lost: they are called anew soon.
+func TestRefreshInBadWeather(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		a, b := w.node(addrA), w.node(addrB)
+		trust(a, b)
+		p, back := udpPacket(a.addr, b.addr, 1, 2, "a"), udpPacket(b.addr, a.addr, 2, 1, "b")
+		a.dev.Inject(p)
+		b.want(time.Second, p)
+		time.Sleep(time.Second)
+		w.move(b.port, addrB2)
+		w.setWeather(func(_, _ netip.AddrPort, _ []byte) []time.Duration { return nil })
+		b.o.Refresh()
+		synctest.Wait()
+		w.setWeather(nil)
+		time.Sleep(refreshPatience + lookEvery + 2*latency)
+		a.dev.Inject(p)
+		b.want(time.Second, p)
+		b.dev.Inject(back)
+		a.want(time.Second, back)
 	})
 }
 

@@ -65,6 +65,7 @@ type linkControl struct {
 		at time.Duration
 	}
 	rtt     time.Duration
+	last    lastSeen
 	refresh time.Duration // when our addresses changed, until something comes; 0: not
 	failed  time.Duration // until then the peer counts as unreachable
 	refused time.Duration // until then the peer counts as refusing us
@@ -78,6 +79,12 @@ type linkControl struct {
 		code string
 		at   time.Duration
 	}
+}
+
+// lastSeen is where and with which tunnel key the peer was met last: what the coordinator says may be older, or nothing.
+type lastSeen struct {
+	path   underlay.Path
+	tunnel identity.TunnelStatement
 }
 
 // attempt is a handshake of ours under way: first messages, again and again, until one is answered.

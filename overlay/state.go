@@ -159,9 +159,7 @@ func (o *Overlay) Set(st State) error {
 		l.refused = 0
 		if peerChanged(old.peers[l.remote], next.peers[l.remote]) {
 			l.failed = 0
-			if l.attempt.active {
-				l.attempt.next = now.at
-			}
+			l.attempt.next = min(l.attempt.next, now.at)
 		}
 		if l.busyLocked() {
 			if reason := next.admitted(r, l.serialLocked(), now); reason != "" {
