@@ -27,9 +27,9 @@ import (
 
 	"github.com/pilot-protocol/pilot/coordinator/api"
 	"github.com/pilot-protocol/pilot/coordinator/ca"
-	platform "github.com/pilot-protocol/pilot/coordinator/statefile"
 	"github.com/pilot-protocol/pilot/coordinator/store"
 	"github.com/pilot-protocol/pilot/identity"
+	"github.com/pilot-protocol/pilot/platform"
 )
 
 // DefaultNetwork is the name of a network whose founder gave none.

@@ -12,8 +12,8 @@ import (
 	"io/fs"
 	"os"
 
-	platform "github.com/pilot-protocol/pilot/coordinator/statefile"
 	"github.com/pilot-protocol/pilot/identity"
+	"github.com/pilot-protocol/pilot/platform"
 )
 
 // The reasons why a key file is refused. A network can't outlive the loss of its authority key, so nothing here ever
