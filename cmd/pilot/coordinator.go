@@ -14,13 +14,17 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strconv"
+	"syscall"
 	"time"
 
 	"github.com/urfave/cli/v2"
 
 	"github.com/pilot-protocol/pilot/coordinator"
 	"github.com/pilot-protocol/pilot/coordinator/api"
+	"github.com/pilot-protocol/pilot/coordinator/ca"
+	"github.com/pilot-protocol/pilot/coordinator/store"
 	"github.com/pilot-protocol/pilot/identity"
 	"github.com/pilot-protocol/pilot/node/localapi"
 	"github.com/pilot-protocol/pilot/platform"
@@ -93,40 +97,57 @@ func (p *program) coordinator(c *cli.Context) error {
 			return err
 		}
 	}
+	addresses, err := advertised(c.String("listen"), c.StringSlice("advertise"), platform.InterfaceAddresses)
+	if err != nil {
+		return err
+	}
 	_, err = os.Stat(filepath.Join(dir, authorityFile))
 	created := errors.Is(err, fs.ErrNotExist)
 	co, err := coordinator.New(coordinator.Options{
-		Listen: c.String("listen"), StateDir: dir, NATS: c.String("nats"), Network: c.String("network"), Log: log,
-		Now: time.Now, Advertise: c.StringSlice("advertise"),
+		Listen: c.String("listen"), StateDir: dir, NATS: c.String("nats"), Network: c.String("network"), Log: log, Advertise: addresses,
 	})
 	if err != nil {
-		return coded(err)
+		return coordinatorError(err)
 	}
-	return p.runCoordinator(c, co, created)
+	return p.runCoordinator(c, co, addresses, created)
 }
 
-func (p *program) runCoordinator(c *cli.Context, co *coordinator.Coordinator, created bool) error {
+// runCoordinator serves until a signal comes, and prints what it serves once it does.
+func (p *program) runCoordinator(c *cli.Context, co *coordinator.Coordinator, addresses []string, created bool) error {
 	ctx, cancel := context.WithCancel(c.Context)
 	defer cancel()
 	ended := make(chan error, 1)
 	go func() { ended <- co.Run(ctx) }()
-	err := p.introduce(ctx, c, co, created)
+	err := p.introduce(ctx, c, co, addresses, created)
 	if err != nil {
 		cancel()
 	}
-	if runErr := <-ended; runErr != nil && c.Context.Err() == nil && err == nil {
-		err = runErr
+	runErr := <-ended
+	switch {
+	case runErr != nil: // it is why the introduction failed, if that did
+		return coordinatorError(runErr)
+	case c.Context.Err() != nil:
+		return nil
 	}
-	return err
+	return coordinatorError(err)
 }
 
 // introduce prints what the coordinator serves, with an invite if one is due.
-func (p *program) introduce(ctx context.Context, c *cli.Context, co *coordinator.Coordinator, created bool) error {
-	r := coordinatorResult{Network: c.String("network"), Authority: co.Authority(), Listen: co.Addr().String(), Created: created}
-	var err error
-	if r.Addresses, err = advertised(co.Addr(), c.StringSlice("advertise"), platform.InterfaceAddresses); err != nil {
+func (p *program) introduce(ctx context.Context, c *cli.Context, co *coordinator.Coordinator, addresses []string, created bool) error {
+	if err := co.Ready(ctx); err != nil {
 		return err
 	}
+	// An existing network has its name already: it is asked for as agents ask.
+	client, err := api.NewClient(api.ClientOptions{Addresses: []string{reachable(co.Addr())}, Authority: co.Authority()})
+	if err != nil {
+		return err
+	}
+	defer client.CloseIdleConnections()
+	network, err := ask(ctx, askLimit, client.Network)
+	if err != nil {
+		return err
+	}
+	r := coordinatorResult{Network: network.Name, Authority: co.Authority(), Listen: co.Addr().String(), Addresses: addresses, Created: created}
 	if created || c.Bool("invite") {
 		invite, request, err := adminInvite(rand.Reader, r, time.Now())
 		if err != nil {
@@ -136,24 +157,47 @@ func (p *program) introduce(ctx context.Context, c *cli.Context, co *coordinator
 			return fmt.Errorf("make the invite: %w", err)
 		}
 		if r.Invite, err = invite.Text(); err != nil {
-			return err
+			return fmt.Errorf("make the invite: %w", err)
 		}
 	}
-	return p.show(c, r, func(w io.Writer) {
-		note := ""
-		if r.Created {
-			note = "  (new)"
-		}
-		line(w, "network", "%s%s", r.Network, note)
-		line(w, "authority", "%s", r.Authority)
-		line(w, "listen", "%s", r.Listen)
-		for _, a := range r.Addresses {
-			line(w, "address", "%s", a)
-		}
-		if r.Invite != "" {
-			line(w, "invite", "pilot up %s   (one use, 24 h, tags: %s)", r.Invite, api.TagAdmin)
-		}
-	})
+	return p.show(c, r, func(w io.Writer) { writeCoordinatorResult(w, r) })
+}
+
+func writeCoordinatorResult(w io.Writer, r coordinatorResult) {
+	note := ""
+	if r.Created {
+		note = "  (new)"
+	}
+	line(w, "network", "%s%s", r.Network, note)
+	line(w, "authority", "%s", r.Authority)
+	line(w, "listen", "%s", r.Listen)
+	for _, a := range r.Addresses {
+		line(w, "address", "%s", a)
+	}
+	if r.Invite != "" {
+		line(w, "invite", "pilot up %s   (one use, 24 h, tags: %s)", r.Invite, api.TagAdmin)
+	}
+}
+
+// coordinatorError gives the coordinator's errors their codes.
+func coordinatorError(err error) error {
+	code, hint := "", ""
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, syscall.EADDRINUSE):
+		code, hint = localapi.CodePortTaken, "give another address by --listen HOST:PORT; or it runs already"
+	case errors.Is(err, coordinator.ErrStateDamaged), errors.Is(err, coordinator.ErrRegistryLost),
+		errors.Is(err, ca.ErrDamaged), errors.Is(err, ca.ErrMissing):
+		code, hint = localapi.CodeStateDamaged, "restore it from a backup; it is left as it is"
+	case errors.Is(err, ca.ErrExposed):
+		code, hint = localapi.CodeInsecurePath, "see who could read it, then: chmod 600 FILE"
+	case errors.Is(err, store.ErrJetStream), errors.Is(err, store.ErrUnavailable):
+		code, hint = localapi.CodeUnavailable, "look at the NATS server that --nats names"
+	default:
+		return coded(err)
+	}
+	return &localapi.Error{Code: code, Message: err.Error(), Hint: hint}
 }
 
 // adminInvite makes an invite for a first admin, with what the coordinator has to know of it.
@@ -168,28 +212,34 @@ func adminInvite(random io.Reader, r coordinatorResult, now time.Time) (identity
 }
 
 // advertised are the addresses by which agents reach a coordinator: those that were given, or the one that it listens
-// on, or the host's.
-func advertised(listen net.Addr, given []string, own func(exclude string) ([]netip.Addr, error)) ([]string, error) {
-	if len(given) > maxAdvertised {
+// on, or the host's, IPv4 first.
+func advertised(listen string, given []string, own func(exclude string) ([]netip.Addr, error)) ([]string, error) {
+	host, port, err := net.SplitHostPort(listen)
+	switch {
+	case err != nil:
+		e := usage("--listen: %v", err)
+		e.Hint = "write it like :7745, 192.0.2.10:7745 or [2001:db8::1]:7745"
+		return nil, e
+	case len(given) > maxAdvertised:
 		return nil, usage("--advertise: %d addresses; at most %d fit into an invite", len(given), maxAdvertised)
-	}
-	if len(given) > 0 {
+	case len(given) > 0:
 		return given, nil
+	case port == "0":
+		e := usage("--listen: port 0 can't be told to agents")
+		e.Hint = "choose a port, or tell agents another address by --advertise HOST:PORT"
+		return nil, e
 	}
-	at, err := netip.ParseAddrPort(listen.String())
-	if err != nil {
-		return nil, fmt.Errorf("the coordinator's address: %w", err)
-	}
-	if !at.Addr().IsUnspecified() {
-		return []string{at.String()}, nil
+	if a, err := netip.ParseAddr(host); host != "" && (err != nil || !a.IsUnspecified()) {
+		return []string{listen}, nil
 	}
 	addrs, err := own("")
 	if err != nil {
 		return nil, fmt.Errorf("find this host's addresses: %w", err)
 	}
+	slices.SortStableFunc(addrs, func(a, b netip.Addr) int { return a.BitLen() - b.BitLen() })
 	var list []string
 	for _, a := range addrs[:min(len(addrs), maxAdvertised)] {
-		list = append(list, netip.AddrPortFrom(a.WithZone(""), at.Port()).String())
+		list = append(list, net.JoinHostPort(a.WithZone("").String(), port))
 	}
 	if len(list) == 0 {
 		e := usage("this host has no address by which agents could reach it")
@@ -197,4 +247,13 @@ func advertised(listen net.Addr, given []string, own func(exclude string) ([]net
 		return nil, e
 	}
 	return list, nil
+}
+
+// reachable is an address by which this host itself reaches a listener.
+func reachable(a net.Addr) string {
+	t, ok := a.(*net.TCPAddr)
+	if ok && t.IP.IsUnspecified() {
+		return net.JoinHostPort("localhost", strconv.Itoa(t.Port))
+	}
+	return a.String()
 }

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"path/filepath"
 	"strings"
 	"syscall"
 
@@ -34,6 +35,9 @@ func (host) Start(args []string, logFile string) (int, error) {
 	exe, err := os.Executable()
 	if err != nil {
 		return 0, fmt.Errorf("find this program: %w", err)
+	}
+	if err := platform.SecureDir(filepath.Dir(logFile), 0o700); err != nil {
+		return 0, coded(err)
 	}
 	pid, err := platform.StartBackground(exe, args, logFile)
 	return pid, coded(err)
@@ -78,6 +82,9 @@ func coded(err error) error {
 	case errors.Is(err, platform.ErrLocked):
 		return &localapi.Error{Code: localapi.CodeStateLocked, Message: err.Error(),
 			Hint: "another process uses that folder: end it (pilot down), or give another one by --state"}
+	case errors.Is(err, platform.ErrPathTooLong):
+		return &localapi.Error{Code: localapi.CodeUsage, Message: err.Error(),
+			Hint: "the socket is in the state folder: give a shorter one by --state"}
 	}
 	return err
 }

@@ -56,6 +56,9 @@ func (scriptHost) Service() service        { return &fakeService{} }
 func (h scriptHost) SocketPath(dir string) string { return filepath.Join(dir, "pilot.sock") }
 
 func (scriptHost) Start(args []string, logFile string) (int, error) {
+	if err := os.MkdirAll(filepath.Dir(logFile), 0o700); err != nil {
+		return 0, err
+	}
 	log, err := os.OpenFile(logFile, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		return 0, err
@@ -66,9 +69,13 @@ func (scriptHost) Start(args []string, logFile string) (int, error) {
 	if err := cmd.Start(); err != nil {
 		return 0, err
 	}
-	// What the daemon can be seen with, for the scripts to search.
+	// For the scripts: who the daemon is, and what others can see of it.
+	dir, pid := filepath.Dir(logFile), cmd.Process.Pid
 	seen := strings.Join(append(cmd.Args, cmd.Environ()...), "\n")
-	return cmd.Process.Pid, os.WriteFile(filepath.Join(filepath.Dir(logFile), "seen"), []byte(seen), 0o600)
+	if err := os.WriteFile(filepath.Join(dir, "seen"), []byte(seen), 0o600); err != nil {
+		return 0, err
+	}
+	return pid, os.WriteFile(filepath.Join(dir, "pid"), []byte(strconv.Itoa(pid)), 0o600)
 }
 
 func (h scriptHost) NewNode(dir string, _ *slog.Logger) (runner, error) {

@@ -54,9 +54,6 @@ func (p *program) ensureDaemon(c *cli.Context, client *localapi.Client) (started
 
 // startDaemon starts a daemon of our own.
 func (p *program) startDaemon(ctx context.Context, client *localapi.Client, dir string) error {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return err
-	}
 	log := filepath.Join(dir, logName)
 	var before int64
 	if info, err := os.Stat(log); err == nil {

@@ -14,7 +14,7 @@ type system interface {
 	DefaultStateDir() string
 	SocketPath(stateDir string) string
 	Dial(ctx context.Context, socket string) (net.Conn, error)
-	// Start runs this program with args in the background, its output appended to logFile.
+	// Start runs this program with args in the background, its output appended to logFile, whose folder is made.
 	Start(args []string, logFile string) (pid int, err error)
 	Service() service
 	// Alive reports whether a process exists and has not ended.
