@@ -1,0 +1,190 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/pilot-protocol/pilot/identity"
+	"github.com/pilot-protocol/pilot/magicdns"
+	"github.com/pilot-protocol/pilot/netstack"
+	"github.com/pilot-protocol/pilot/overlay"
+	"github.com/pilot-protocol/pilot/platform"
+	"github.com/pilot-protocol/pilot/tun"
+)
+
+// engine is everything that carries packets and answers names, while the network is up.
+type engine struct {
+	device   tun.Device
+	underlay Underlay
+	stack    *netstack.Stack
+	overlay  *overlay.Overlay
+	names    *magicdns.Server
+	dns      platform.DNS // nil: this host's resolver could not be told
+	dnsUDP   net.PacketConn
+	dnsTCP   net.Listener
+	page     net.Listener
+	zone     string
+	prefix   netip.Prefix
+	service  netip.Addr
+	log      *slog.Logger
+}
+
+type engineOptions struct {
+	system  System
+	network identity.AuthorityPublic
+	self    identity.AgentPublic
+	zone    string
+	log     *slog.Logger
+}
+
+// openEngine makes the interface, the sockets and the service stack. Nothing moves before run. The warnings say what
+// this host has to do without.
+func openEngine(o engineOptions) (e *engine, warnings []string, err error) {
+	prefix := identity.NetworkPrefix(o.network)
+	e = &engine{zone: o.zone, prefix: prefix, service: identity.ServiceAddress(prefix), log: o.log}
+	defer func() {
+		if err != nil {
+			e.abandon()
+		}
+	}()
+	if e.device, err = o.system.OpenTUN(); err != nil {
+		return nil, nil, err
+	}
+	if e.underlay, err = o.system.OpenUnderlay(); err != nil {
+		return nil, nil, fmt.Errorf("open the UDP port: %w", err)
+	}
+	if err = e.openStack(); err != nil {
+		return nil, nil, err
+	}
+	if e.overlay, err = overlay.New(overlay.Options{
+		Network: o.network, Device: e.device, Underlay: e.underlay, Stack: e.stack, AES: platform.HasAES(), Log: o.log,
+	}); err != nil {
+		return nil, nil, err
+	}
+	e.names = magicdns.New(magicdns.Options{Log: o.log})
+	if err = o.system.Configure(platform.Interface{
+		Name: e.device.Name(), MTU: mtu, Address: identity.Address(o.network, o.self), Route: prefix,
+	}); err != nil {
+		return nil, nil, fmt.Errorf("configure %s: %w", e.device.Name(), err)
+	}
+	if e.dns, err = o.system.OpenDNS(); err != nil {
+		e.log.Warn("names can't be announced to this host's resolver", "error", err)
+		warnings = append(warnings, fmt.Sprintf("names do not resolve on this host by themselves (%v); ask %s", err, e.service))
+		e.dns, err = nil, nil
+	}
+	return e, warnings, nil
+}
+
+// openStack makes the userspace host behind the service address, with its DNS and HTTP ports.
+func (e *engine) openStack() (err error) {
+	if e.stack, err = netstack.New(netstack.Options{Addresses: []netip.Addr{e.service}, MTU: mtu, Log: e.log}); err != nil {
+		return err
+	}
+	if e.dnsUDP, err = e.stack.ListenUDP(netip.AddrPortFrom(e.service, 53)); err != nil {
+		return err
+	}
+	if e.dnsTCP, err = e.stack.ListenTCP(netip.AddrPortFrom(e.service, 53)); err != nil {
+		return err
+	}
+	e.page, err = e.stack.ListenTCP(netip.AddrPortFrom(e.service, 80))
+	return err
+}
+
+// set applies a plan: first what carries packets, then what names them.
+func (e *engine) set(p plan) error {
+	if err := e.overlay.Set(p.overlay); err != nil {
+		return err
+	}
+	state := magicdns.State{
+		Zone: e.zone, Service: e.service, Prefix: e.prefix, Self: p.self, Hosts: p.hosts, Own: []netip.Addr{e.service},
+	}
+	for _, h := range p.self {
+		state.Own = append(state.Own, h.Addr)
+	}
+	if e.dns != nil {
+		state.Upstreams = e.dns.Upstreams()
+	}
+	e.names.Set(state)
+	return nil
+}
+
+// announce tells the host's resolver who knows the zone. It comes last: before, nobody would answer.
+func (e *engine) announce() error {
+	if e.dns == nil {
+		return nil
+	}
+	return e.dns.Set(platform.DNSConfig{
+		Interface: e.device.Name(), Server: e.service, Zone: e.zone, Search: []string{e.zone}, Reverse: magicdns.ReverseZones(e.prefix),
+	})
+}
+
+// dnsMode says how names reach the daemon.
+func (e *engine) dnsMode() string {
+	if e.dns == nil {
+		return "none"
+	}
+	return e.dns.Mode()
+}
+
+// run carries packets until ctx ends. It closes all that openEngine opened, and leaves the host's resolver as it was.
+func (e *engine) run(ctx context.Context, page http.Handler) error {
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return e.overlay.Run(ctx) })
+	group.Go(func() error { return e.names.Serve(ctx, e.dnsUDP, e.dnsTCP) })
+	group.Go(func() error { return e.servePage(ctx, page) })
+	err := group.Wait()
+	if e.dns != nil {
+		if restore := e.dns.Restore(); restore != nil {
+			e.log.Error("the host's DNS settings could not be restored", "error", restore)
+			err = errors.Join(err, restore)
+		}
+	}
+	return errors.Join(err, e.stack.Close())
+}
+
+// servePage answers http://pilot.internal/.
+func (e *engine) servePage(ctx context.Context, page http.Handler) error {
+	srv := &http.Server{
+		Handler: page, ReadHeaderTimeout: 5 * time.Second, IdleTimeout: 30 * time.Second, WriteTimeout: 10 * time.Second,
+		MaxHeaderBytes: 16 << 10, ErrorLog: slog.NewLogLogger(e.log.Handler(), slog.LevelDebug),
+	}
+	stop := context.AfterFunc(ctx, func() { srv.Close() })
+	defer stop()
+	if err := srv.Serve(e.page); !errors.Is(err, http.ErrServerClosed) && ctx.Err() == nil {
+		return fmt.Errorf("serve the page: %w", err)
+	}
+	return nil
+}
+
+// abandon closes what was opened before run.
+func (e *engine) abandon() {
+	for _, c := range []interface{ Close() error }{e.page, e.dnsTCP, e.dnsUDP} {
+		if c != nil {
+			c.Close()
+		}
+	}
+	if e.stack != nil {
+		e.stack.Close()
+	}
+	if e.underlay != nil {
+		e.underlay.Close()
+	}
+	if e.device != nil {
+		e.device.Close()
+	}
+	if e.dns != nil {
+		if err := e.dns.Restore(); err != nil {
+			e.log.Error("the host's DNS settings could not be restored", "error", err)
+		}
+	}
+}

@@ -1,0 +1,366 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+
+	"github.com/pilot-protocol/pilot/coordinator/api"
+	"github.com/pilot-protocol/pilot/identity"
+	"github.com/pilot-protocol/pilot/overlay"
+)
+
+// The pauses between tries to reach the coordinator: doubling, with jitter, so that a thousand nodes don't come back
+// at the same moment.
+const (
+	firstRetry = 500 * time.Millisecond
+	lastRetry  = 30 * time.Second
+	// renewRetry is the pause after a renewal that failed.
+	renewRetry = time.Minute
+	// askLimit bounds one question to the coordinator.
+	askLimit = 10 * time.Second
+)
+
+func retries() *backoff.ExponentialBackOff {
+	b := backoff.NewExponentialBackOff()
+	b.InitialInterval, b.MaxInterval, b.Multiplier, b.RandomizationFactor = firstRetry, lastRetry, 2, 0.5
+	b.Reset()
+	return b
+}
+
+// pause waits, and reports whether ctx is still alive.
+func pause(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-t.C:
+		return true
+	}
+}
+
+// follow keeps a stream open to the coordinator and takes in what it says.
+func (n *Node) follow(ctx context.Context, m *membership) error {
+	b := retries()
+	for {
+		err := n.followOnce(ctx, m, b.Reset)
+		if ctx.Err() != nil {
+			return nil
+		}
+		wait := b.NextBackOff()
+		n.setLink(m, coordinatorLink{err: err, nextTry: n.now().Add(wait)})
+		n.log.Warn("the coordinator is not reachable", "error", err, "next_try", wait.Round(time.Millisecond))
+		if !pause(ctx, wait) {
+			return nil
+		}
+	}
+}
+
+// setLink notes how things stand with the coordinator. Presence is believed only while it is connected.
+func (n *Node) setLink(m *membership, l coordinatorLink) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	l.since = m.link.since
+	if l.connected != m.link.connected {
+		l.since = n.now()
+	}
+	changed := l.connected != m.link.connected
+	m.link = l
+	if changed && n.member == m {
+		if err := n.applyLocked(); err != nil {
+			n.log.Error("the state can't be applied", "error", err)
+		}
+	}
+}
+
+// followOnce reads one stream to its end. The snapshot at its beginning is applied as a whole.
+func (n *Node) followOnce(ctx context.Context, m *membership, connected func()) error {
+	var snapshot []api.Event
+	synced := false
+	for event, err := range m.client.Watch(ctx) {
+		if err != nil {
+			return err
+		}
+		switch {
+		case event.Type == api.EventSynced:
+			n.take(m, snapshot)
+			snapshot, synced = nil, true
+			connected()
+			n.setLink(m, coordinatorLink{connected: true})
+			n.log.Info("connected to the coordinator", "seen_as", event.Observed)
+			poke(m.republish)
+			poke(m.renew)
+			n.markSynced(m)
+		case event.Type == api.EventPing:
+		case synced:
+			n.take(m, []api.Event{event})
+		default:
+			snapshot = append(snapshot, event)
+		}
+	}
+	return errors.New("the stream ended")
+}
+
+func (n *Node) markSynced(m *membership) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	select {
+	case <-m.synced:
+	default:
+		close(m.synced)
+	}
+}
+
+// take puts events into the book. What doesn't verify is left out and told in the log.
+func (n *Node) take(m *membership, events []api.Event) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	changed := false
+	for _, e := range events {
+		one, err := m.book.takeEvent(e)
+		changed = changed || one
+		if err != nil {
+			n.log.Warn("the coordinator's word is not taken", "event", e.Type, "error", err)
+			changed = changed || errors.Is(err, errKeyMismatch)
+		}
+	}
+	if !changed || n.member != m {
+		return
+	}
+	poke(m.renew)
+	if err := errors.Join(n.applyLocked(), n.saveLocked()); err != nil {
+		n.log.Error("a change can't be applied or saved", "error", err)
+	}
+}
+
+// takeEvent puts one event into the book.
+func (b *book) takeEvent(e api.Event) (changed bool, err error) {
+	if e.Peer != nil {
+		changed, err = b.addPeer(*e.Peer)
+	}
+	if e.Consent != nil {
+		one, other := b.addConsent(*e.Consent)
+		changed, err = changed || one, errors.Join(err, other)
+	}
+	if len(e.Revocation) > 0 {
+		one, other := b.addRevocation(e.Revocation)
+		changed, err = changed || one, errors.Join(err, other)
+	}
+	return changed, err
+}
+
+// publish tells the coordinator where this node is, and hands on the consents that it has not got yet.
+func (n *Node) publish(ctx context.Context, m *membership) error {
+	b := retries()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-m.republish:
+		}
+		for err := n.publishOnce(ctx, m); err != nil; err = n.publishOnce(ctx, m) {
+			if ctx.Err() != nil {
+				return nil
+			}
+			n.log.Debug("the coordinator has not got this node's record", "error", err)
+			if !pause(ctx, b.NextBackOff()) {
+				return nil
+			}
+		}
+		b.Reset()
+	}
+}
+
+func (n *Node) publishOnce(ctx context.Context, m *membership) error {
+	ctx, cancel := context.WithTimeout(ctx, askLimit)
+	defer cancel()
+	record, err := identity.Record{
+		Network: m.book.network, Serial: uint64(n.now().UnixMilli()), Endpoints: n.endpoints(m),
+	}.Sign(n.key)
+	if err != nil {
+		return err
+	}
+	n.mu.Lock()
+	tunnel := m.tunnels[0].statement
+	outbox := append([]identity.Consent(nil), m.book.outbox...)
+	n.mu.Unlock()
+	if err := m.client.PutRecord(ctx, api.RecordRequest{Tunnel: tunnel.Raw(), Record: record.Raw()}); err != nil && !api.HasCode(err, api.CodeConflict) {
+		return err
+	}
+	for _, c := range outbox {
+		if err := n.deliver(ctx, m, c); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// deliver gives the coordinator one consent and takes it out of the outbox. One that the coordinator has a newer one for
+// is done with, too.
+func (n *Node) deliver(ctx context.Context, m *membership, c identity.Consent) error {
+	if err := m.client.PutConsent(ctx, c.Raw()); err != nil && !api.HasCode(err, api.CodeConflict) && !api.HasCode(err, api.CodeBadRequest) {
+		return err
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	m.book.delivered(c)
+	return n.saveLocked()
+}
+
+// keepFresh renews the certificate and the tunnel key at two thirds of their lives, and ends consents when they expire.
+func (n *Node) keepFresh(ctx context.Context, m *membership) error {
+	for {
+		wait, err := n.refresh(ctx, m)
+		if err != nil {
+			n.log.Warn("a renewal failed", "error", err, "next_try", wait)
+		}
+		t := time.NewTimer(wait)
+		select {
+		case <-ctx.Done():
+			t.Stop()
+			return nil
+		case <-m.renew:
+		case <-t.C:
+		}
+		t.Stop()
+	}
+}
+
+// refresh renews what is due and returns how long nothing will be.
+func (n *Node) refresh(ctx context.Context, m *membership) (time.Duration, error) {
+	n.mu.Lock()
+	now := n.now()
+	certificate, tunnel := m.book.certificate, m.tunnels[0].statement
+	expiry := m.book.nextExpiry(now)
+	var err error
+	if !m.expiry.IsZero() && !now.Before(m.expiry) {
+		err = n.applyLocked()
+	}
+	m.expiry = expiry
+	n.mu.Unlock()
+	if err != nil {
+		return renewRetry, err
+	}
+	if !now.Before(renewAt(tunnel.NotBefore, tunnel.NotAfter)) {
+		if err := n.change(n.rotate); err != nil {
+			return renewRetry, err
+		}
+		n.log.Info("the tunnel key was rotated")
+		poke(m.republish)
+		tunnel = m.tunnels[0].statement
+	}
+	if !now.Before(renewAt(certificate.NotBefore, certificate.NotAfter)) {
+		c, err := n.renewCertificate(ctx, m)
+		if err != nil {
+			return renewRetry, err
+		}
+		certificate = c
+	}
+	next := renewAt(tunnel.NotBefore, tunnel.NotAfter)
+	if c := renewAt(certificate.NotBefore, certificate.NotAfter); c.Before(next) {
+		next = c
+	}
+	if !expiry.IsZero() && expiry.Before(next) {
+		next = expiry
+	}
+	return max(next.Sub(now), time.Second), nil
+}
+
+func (n *Node) renewCertificate(ctx context.Context, m *membership) (identity.Certificate, error) {
+	ctx, cancel := context.WithTimeout(ctx, askLimit)
+	defer cancel()
+	answer, err := m.client.Renew(ctx)
+	if err != nil {
+		return identity.Certificate{}, err
+	}
+	c, err := identity.OpenCertificate(answer.Certificate, m.book.network)
+	if err != nil {
+		return c, err
+	}
+	if c.Agent != m.book.self {
+		return c, fmt.Errorf("the coordinator's answer: %w", identity.ErrWrongKey)
+	}
+	return c, n.change(func(m *membership) error {
+		m.book.certificate = c
+		if len(answer.Coordinators) > 0 {
+			n.saved.Coordinators = answer.Coordinators
+		}
+		n.log.Info("the certificate was renewed", "until", c.NotAfter)
+		return nil
+	})
+}
+
+// listen acts on what the data path reports.
+func (n *Node) listen(ctx context.Context, m *membership) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case event := <-m.engine.overlay.Events():
+			switch e := event.(type) {
+			case overlay.UnknownPeer:
+				n.askAbout(ctx, m, e)
+			case overlay.SessionUp:
+				n.log.Info("session up", "agent", e.Agent, "path", e.Path)
+			case overlay.SessionDown:
+				n.log.Info("session down", "agent", e.Agent, "reason", e.Reason)
+			case overlay.PathChanged:
+				n.log.Info("path changed", "agent", e.Agent, "path", e.Path)
+			case overlay.HandshakeFailed:
+				n.log.Info("handshake failed", "agent", e.Agent, "reason", e.Reason)
+			}
+		}
+	}
+}
+
+// askAbout asks the coordinator who somebody is. The data path tells of each at most every few seconds.
+func (n *Node) askAbout(ctx context.Context, m *membership, e overlay.UnknownPeer) {
+	q := e.Addr.String()
+	if !e.Agent.IsZero() {
+		q = e.Agent.String()
+	}
+	ctx, cancel := context.WithTimeout(ctx, askLimit)
+	defer cancel()
+	p, err := m.client.Agent(ctx, q)
+	if err != nil {
+		n.log.Debug("the coordinator doesn't say who it is", "about", q, "error", err)
+		return
+	}
+	n.take(m, []api.Event{{Type: api.EventPeer, Peer: &p}})
+}
+
+// watchHost tells peers and the coordinator when this host has moved.
+func (n *Node) watchHost(ctx context.Context, m *membership) error {
+	changes, err := n.system.WatchNetwork(ctx)
+	if err != nil {
+		n.log.Warn("changes of this host's addresses go unnoticed", "error", err)
+		<-ctx.Done()
+		return nil
+	}
+	last := fmt.Sprint(n.endpoints(m))
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case _, ok := <-changes:
+			if !ok {
+				return nil
+			}
+		}
+		now := fmt.Sprint(n.endpoints(m))
+		if now == last {
+			continue
+		}
+		last = now
+		n.log.Info("this host's addresses changed", "endpoints", now)
+		m.engine.overlay.Refresh()
+		m.client.CloseIdleConnections()
+		poke(m.republish)
+	}
+}

@@ -1,0 +1,189 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package node
+
+import (
+	"context"
+	"net"
+	"net/netip"
+	"slices"
+	"strconv"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/pilot-protocol/pilot/coordinator/api"
+	"github.com/pilot-protocol/pilot/identity"
+	"github.com/pilot-protocol/pilot/node/localapi"
+)
+
+// bringUp starts what carries packets, then the goroutines that talk with the coordinator. It is for one caller at a time.
+func (n *Node) bringUp(ctx context.Context) error {
+	n.mu.Lock()
+	running := n.member != nil
+	n.mu.Unlock()
+	if running {
+		return nil
+	}
+	m, err := n.prepare()
+	if err != nil {
+		return err
+	}
+	n.mu.Lock()
+	n.member, n.saved.Up = m, true
+	err = n.applyLocked()
+	if err == nil {
+		err = n.saveLocked()
+	}
+	if err == nil {
+		err = m.engine.announce()
+	}
+	if err != nil {
+		n.member = nil
+		n.mu.Unlock()
+		m.engine.abandon()
+		return err
+	}
+	n.mu.Unlock()
+	if err := n.start(ctx, func(ctx context.Context) error { return n.live(ctx, m) }); err != nil {
+		m.engine.abandon()
+		return err
+	}
+	select {
+	case <-m.synced:
+	case <-time.After(syncLimit):
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	return nil
+}
+
+// prepare makes a membership of what was saved.
+func (n *Node) prepare() (*membership, error) {
+	m := &membership{
+		book: newBook(n.saved.Authority, n.key.Public()), zone: n.saved.Network + ".internal",
+		synced: make(chan struct{}), republish: make(chan struct{}, 1), renew: make(chan struct{}, 1),
+	}
+	m.link.since = n.now()
+	if err := m.book.load(n.saved); err != nil {
+		return nil, damaged(nodeFile, err)
+	}
+	var err error
+	if m.tunnels, err = n.folder.tunnelKeys(n.saved.Authority, n.key.Public()); err != nil {
+		return nil, err
+	}
+	if len(m.tunnels) == 0 || !usable(m.tunnels[0].statement, n.now()) {
+		if err := n.rotate(m); err != nil {
+			return nil, err
+		}
+	}
+	if m.client, err = api.NewClient(api.ClientOptions{
+		Addresses: n.coordinators(), Authority: n.saved.Authority, Key: n.key, Now: n.now,
+	}); err != nil {
+		return nil, err
+	}
+	m.engine, m.warnings, err = openEngine(engineOptions{
+		system: n.system, network: n.saved.Authority, self: n.key.Public(), zone: m.zone, log: n.log,
+	})
+	return m, err
+}
+
+// usable reports whether a tunnel key of an earlier run can be used on. One that was made later than now can't: the clock
+// was ahead then, and peers would take this run's handshakes for replays of that one's.
+func usable(t identity.TunnelStatement, now time.Time) bool {
+	return !now.Before(t.NotBefore.Add(tunnelSkew)) && now.Before(t.NotAfter)
+}
+
+// coordinators lists whom to call: a coordinator in this process by the shortest way.
+func (n *Node) coordinators() []string {
+	if !n.saved.Hosted {
+		return n.saved.Coordinators
+	}
+	host, port, err := net.SplitHostPort(n.saved.Listen)
+	if err != nil {
+		return n.saved.Coordinators
+	}
+	p, _ := strconv.Atoi(port)
+	ip := net.ParseIP(host)
+	if host == "" {
+		ip = net.IPv6unspecified
+	}
+	if ip == nil {
+		return []string{n.saved.Listen}
+	}
+	return loopback(&net.TCPAddr{IP: ip, Port: p})
+}
+
+// live runs a membership until the daemon ends.
+func (n *Node) live(ctx context.Context, m *membership) error {
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return m.engine.run(ctx, n.page()) })
+	group.Go(func() error { return n.follow(ctx, m) })
+	group.Go(func() error { return n.publish(ctx, m) })
+	group.Go(func() error { return n.keepFresh(ctx, m) })
+	group.Go(func() error { return n.listen(ctx, m) })
+	group.Go(func() error { return n.watchHost(ctx, m) })
+	err := group.Wait()
+	m.client.CloseIdleConnections()
+	n.mu.Lock()
+	n.member = nil
+	n.mu.Unlock()
+	return err
+}
+
+// rotate puts a new tunnel key in front of the older ones, which go on answering for a while.
+func (n *Node) rotate(m *membership) error {
+	t, err := newTunnelKey(m.book.network, n.key, n.now())
+	if err != nil {
+		return err
+	}
+	keys := slices.Insert(slices.Clone(m.tunnels), 0, t)
+	keys = slices.DeleteFunc(keys, func(k tunnelKey) bool { return n.now().After(k.statement.NotAfter) })
+	keys = keys[:min(len(keys), keptTunnels)]
+	if err := n.folder.saveTunnelKeys(keys); err != nil {
+		return err
+	}
+	m.tunnels = keys
+	return nil
+}
+
+// describe fills in what up shows.
+func (n *Node) describe(r *localapi.UpResult) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	m := n.member
+	if m == nil {
+		return
+	}
+	r.Network, r.Zone = n.saved.Network, m.zone
+	r.Name, r.FQDN = m.book.certificate.Name, m.book.certificate.Name+"."+m.zone
+	r.Address, r.Key = identity.Address(m.book.network, m.book.self), m.book.self
+	r.Hosted = n.saved.Hosted
+	r.Coordinators = n.saved.Coordinators
+	if r.Hosted {
+		r.Coordinators = n.advertised(n.saved.Listen)
+	}
+	r.Warnings = append(r.Warnings, m.warnings...)
+	if !m.link.connected {
+		reason := "no answer yet"
+		if m.link.err != nil {
+			reason = m.link.err.Error()
+		}
+		r.Warnings = append(r.Warnings, "the coordinator is not reachable ("+reason+"); known peers work meanwhile")
+	}
+}
+
+// endpoints lists where this node is reached, in the order in which peers should try.
+func (n *Node) endpoints(m *membership) []netip.AddrPort {
+	addrs, err := n.system.Addresses(m.engine.device.Name())
+	if err != nil {
+		n.log.Warn("this host's addresses can't be read", "error", err)
+	}
+	var list []netip.AddrPort
+	for _, a := range addrs {
+		if !m.engine.prefix.Contains(a) && len(list) < 16 {
+			list = append(list, netip.AddrPortFrom(a, m.engine.underlay.Port()))
+		}
+	}
+	return list
+}

@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package node
+
+import (
+	"net/http"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/pilot-protocol/pilot/identity"
+	"github.com/pilot-protocol/pilot/overlay"
+)
+
+// metrics returns the handler of GET /metrics. Counters are read when somebody asks, so that the data path keeps none twice.
+func (n *Node) metrics() http.Handler {
+	r := prometheus.NewRegistry()
+	r.MustRegister(newNodeCollector(n), collectors.NewGoCollector(),
+		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return promhttp.HandlerFor(r, promhttp.HandlerOpts{})
+}
+
+type nodeCollector struct {
+	node                                                  *Node
+	up, connected, pending, expires                       *prometheus.Desc
+	sessions, rxBytes, txBytes, rxPackets, txPackets, rtt *prometheus.Desc
+	drops                                                 *prometheus.Desc
+}
+
+func newNodeCollector(n *Node) *nodeCollector {
+	desc := func(name, help string, labels ...string) *prometheus.Desc {
+		return prometheus.NewDesc("pilot_"+name, help, labels, nil)
+	}
+	return &nodeCollector{
+		node:      n,
+		up:        desc("up", "1 while the network is up."),
+		connected: desc("coordinator_connected", "1 while the coordinator is reachable."),
+		pending:   desc("trust_pending", "Trust requests that wait for a decision."),
+		expires:   desc("certificate_expires_seconds", "When this agent's certificate ends, seconds since 1970."),
+		sessions:  desc("sessions", "Open sessions, older ones included."),
+		rxBytes:   desc("peer_receive_bytes_total", "Bytes of inner packets received.", "peer"),
+		txBytes:   desc("peer_transmit_bytes_total", "Bytes of inner packets sent.", "peer"),
+		rxPackets: desc("peer_receive_packets_total", "Inner packets received.", "peer"),
+		txPackets: desc("peer_transmit_packets_total", "Inner packets sent.", "peer"),
+		rtt:       desc("peer_rtt_seconds", "Last measured round trip; absent if never measured.", "peer"),
+		drops:     desc("drops_total", "Packets, records and handshakes dropped.", "reason"),
+	}
+}
+
+// Describe sends all descriptions.
+func (c *nodeCollector) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{
+		c.up, c.connected, c.pending, c.expires, c.sessions, c.rxBytes, c.txBytes, c.rxPackets, c.txPackets, c.rtt, c.drops,
+	} {
+		ch <- d
+	}
+}
+
+// Collect reads the node's counters.
+func (c *nodeCollector) Collect(ch chan<- prometheus.Metric) {
+	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
+	}
+	count := func(d *prometheus.Desc, v uint64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), labels...)
+	}
+	var s overlay.Status
+	names := map[identity.AgentPublic]string{}
+	err := c.node.view(func(m *membership) error {
+		s = m.engine.overlay.Status()
+		pending := 0
+		for agent, p := range m.book.peers {
+			names[agent] = p.certificate.Name
+			if m.book.trust(agent, c.node.now()) == "pending" {
+				pending++
+			}
+		}
+		gauge(c.connected, float64(b2i(m.link.connected)))
+		gauge(c.pending, float64(pending))
+		gauge(c.expires, float64(m.book.certificate.NotAfter.Unix()))
+		return nil
+	})
+	gauge(c.up, float64(b2i(err == nil)))
+	if err != nil {
+		return
+	}
+	gauge(c.sessions, float64(s.Sessions))
+	for reason, v := range s.Drops {
+		count(c.drops, v, reason)
+	}
+	for _, p := range s.Peers {
+		name := names[p.Agent]
+		count(c.rxBytes, p.RxBytes, name)
+		count(c.txBytes, p.TxBytes, name)
+		count(c.rxPackets, p.RxPackets, name)
+		count(c.txPackets, p.TxPackets, name)
+		if p.RTT > 0 {
+			gauge(c.rtt, p.RTT.Seconds(), name)
+		}
+	}
+}

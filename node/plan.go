@@ -1,0 +1,121 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package node
+
+import (
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/pilot-protocol/pilot/identity"
+	"github.com/pilot-protocol/pilot/magicdns"
+	"github.com/pilot-protocol/pilot/node/localapi"
+	"github.com/pilot-protocol/pilot/noise"
+	"github.com/pilot-protocol/pilot/overlay"
+	"github.com/pilot-protocol/pilot/policy"
+)
+
+// maxCandidates bounds the addresses that are tried for a peer: a record with many of them can't make this node send
+// handshakes all over the internet.
+const maxCandidates = 12
+
+// plan is what the book means for the parts below: a value, made by a pure function and applied as a whole.
+type plan struct {
+	overlay overlay.State
+	self    []magicdns.Host
+	hosts   []magicdns.Host
+}
+
+// planInput is what the plan depends on besides the book.
+type planInput struct {
+	tunnels   []tunnelKey
+	connected bool // the coordinator is: what it says of presence is fresh
+	now       time.Time
+}
+
+// plan turns the book into the state of the parts below.
+func (b *book) plan(in planInput) plan {
+	prefix := identity.NetworkPrefix(b.network)
+	local := noise.Local{Agent: b.self, Certificate: b.certificate.Raw()}
+	for _, t := range in.tunnels {
+		local.Keys = append(local.Keys, noise.TunnelIdentity{Key: t.key, Statement: t.statement.Raw()})
+	}
+	p := plan{
+		overlay: overlay.State{Prefix: prefix, Locals: []noise.Local{local}, Revoked: map[identity.AgentPublic]uint64{}},
+		self:    []magicdns.Host{{Name: b.certificate.Name, Addr: identity.Address(b.network, b.self)}},
+	}
+	for agent, r := range b.revoked {
+		p.overlay.Revoked[agent] = r.Serial
+	}
+	var rules []policy.Rule
+	for _, agent := range b.sortedPeers() {
+		known := b.peers[agent]
+		if b.isRevoked(known.certificate) {
+			continue
+		}
+		rule := b.rule(agent)
+		rules = append(rules, rule)
+		if b.trust(agent, in.now) != localapi.TrustMutual {
+			continue
+		}
+		p.overlay.Peers = append(p.overlay.Peers, overlay.Peer{
+			Agent: agent, Addr: rule.Addr, Tunnel: known.tunnel,
+			Candidates: candidates(prefix, known),
+			Offline:    in.connected && !known.online,
+		})
+		if _, disputed := b.mismatches[known.certificate.Name]; !disputed {
+			p.hosts = append(p.hosts, magicdns.Host{Name: known.certificate.Name, Addr: rule.Addr})
+		}
+	}
+	p.overlay.Policy = map[identity.AgentPublic]*policy.Compiled{b.self: policy.Compile(rules)}
+	return p
+}
+
+// rule turns the two consents into what the policy decides by.
+func (b *book) rule(agent identity.AgentPublic) policy.Rule {
+	return policy.Rule{
+		Peer: agent, Addr: identity.Address(b.network, agent),
+		Inbound: granted(b.ours(agent)), Outbound: granted(b.theirs(agent)),
+	}
+}
+
+func granted(c *identity.Consent) *policy.Grant {
+	if c == nil || c.Withdrawn {
+		return nil
+	}
+	return &policy.Grant{Ports: c.Ports, Expiry: c.Expiry}
+}
+
+// candidates lists where a peer may be reached: what it signed itself first, then what the coordinator saw.
+func candidates(overlayPrefix netip.Prefix, p *peer) []netip.AddrPort {
+	var list []netip.AddrPort
+	add := func(a netip.AddrPort) {
+		addr := a.Addr().Unmap()
+		if !addr.IsValid() || addr.IsUnspecified() || addr.IsMulticast() || overlayPrefix.Contains(addr) || a.Port() == 0 {
+			return
+		}
+		if a = netip.AddrPortFrom(addr, a.Port()); len(list) < maxCandidates && !slices.Contains(list, a) {
+			list = append(list, a)
+		}
+	}
+	for _, e := range p.record.Endpoints {
+		add(e)
+	}
+	if len(p.record.Endpoints) > 0 {
+		port := p.record.Endpoints[0].Port()
+		for _, o := range p.observed {
+			add(netip.AddrPortFrom(o, port))
+		}
+	}
+	return list
+}
+
+// nextExpiry is when the first consent that holds now will end; zero if none will. The plan changes then.
+func (b *book) nextExpiry(now time.Time) (next time.Time) {
+	for _, g := range b.consents {
+		if e := g.consent.Expiry; g.consent.ActiveAt(now) && !e.IsZero() && (next.IsZero() || e.Before(next)) {
+			next = e
+		}
+	}
+	return next
+}

@@ -1,0 +1,207 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package node
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/pilot-protocol/pilot/coordinator/api"
+	"github.com/pilot-protocol/pilot/identity"
+	"github.com/pilot-protocol/pilot/node/localapi"
+	"github.com/pilot-protocol/pilot/platform"
+)
+
+// stateVersion is written into each file. A file with a higher one was written by a newer pilot and is left alone.
+const stateVersion = 1
+
+// The files of a state folder. Secrets are in the two .key files only.
+const (
+	agentFile  = "agent.key"  // the identity; written once
+	tunnelFile = "tunnel.key" // the tunnel keys of these days
+	nodeFile   = "node.json"  // membership, consents, peers: all signed by somebody else than the file
+	lockFile   = "lock"
+)
+
+// folder reads and writes a state folder. Each write is atomic and on disk when it returns.
+type folder struct{ dir string }
+
+type savedAgent struct {
+	Version int    `json:"version"`
+	Seed    []byte `json:"seed"`
+}
+
+type savedTunnels struct {
+	Version int           `json:"version"`
+	Keys    []savedTunnel `json:"keys"` // newest first
+}
+
+type savedTunnel struct {
+	Secret    []byte `json:"secret"`
+	Statement []byte `json:"statement"`
+}
+
+// savedNode is node.json. What others signed is kept as they signed it and checked again when it is read.
+type savedNode struct {
+	Version      int                             `json:"version"`
+	Up           bool                            `json:"up"` // the network is wanted
+	Name         string                          `json:"name,omitempty"`
+	Network      string                          `json:"network,omitempty"`
+	Authority    identity.AuthorityPublic        `json:"authority,omitzero"`
+	Coordinators []string                        `json:"coordinators,omitempty"`
+	Hosted       bool                            `json:"hosted,omitempty"` // the coordinator runs in this daemon
+	Listen       string                          `json:"listen,omitempty"` // its address
+	Certificate  []byte                          `json:"certificate,omitempty"`
+	Peers        []api.Peer                      `json:"peers,omitempty"`
+	Consents     []api.ConsentEntry              `json:"consents,omitempty"`
+	Revocations  [][]byte                        `json:"revocations,omitempty"`
+	Pins         map[string]identity.AgentPublic `json:"pins,omitempty"`       // name → key seen first
+	Mismatches   map[string][]byte               `json:"mismatches,omitempty"` // name → certificate with another key
+	Answered     []answered                      `json:"answered,omitempty"`   // requests that were turned down
+	Outbox       [][]byte                        `json:"outbox,omitempty"`     // consents that the coordinator hasn't got yet
+}
+
+// answered says up to which serial an agent's requests have got a no.
+type answered struct {
+	Agent  identity.AgentPublic `json:"agent"`
+	Serial uint64               `json:"serial"`
+}
+
+// member reports whether the node belongs to a network.
+func (s savedNode) member() bool { return !s.Authority.IsZero() && len(s.Certificate) > 0 }
+
+// read decodes a file into v. found is false if there is none; every other trouble is an error that leaves the file.
+func (f folder) read(name string, v any) (found bool, err error) {
+	path := filepath.Join(f.dir, name)
+	raw, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, &localapi.Error{Code: localapi.CodePermission, Message: fmt.Sprintf("can't read %s: %v", path, err), Hint: "run as root"}
+	}
+	var head struct {
+		Version int `json:"version"`
+	}
+	if err := json.Unmarshal(raw, &head); err != nil {
+		return false, damaged(path, err)
+	}
+	if head.Version > stateVersion {
+		return false, &localapi.Error{
+			Code:    localapi.CodeStateVersion,
+			Message: fmt.Sprintf("%s has version %d; this pilot knows up to %d", path, head.Version, stateVersion),
+			Hint:    "install the newer pilot again",
+		}
+	}
+	d := json.NewDecoder(bytes.NewReader(raw))
+	d.DisallowUnknownFields()
+	if err := d.Decode(v); err != nil {
+		return false, damaged(path, err)
+	}
+	return true, nil
+}
+
+func damaged(path string, err error) error {
+	return &localapi.Error{
+		Code:    localapi.CodeStateDamaged,
+		Message: fmt.Sprintf("%s is damaged and was left as it is: %v", path, err),
+		Hint:    "restore it from a backup; or move it away, and join again with a new invite",
+	}
+}
+
+func (f folder) write(name string, v any) error {
+	raw, err := json.MarshalIndent(v, "", " ")
+	if err != nil {
+		return err
+	}
+	if err := platform.WriteFileAtomic(filepath.Join(f.dir, name), append(raw, '\n'), 0o600); err != nil {
+		return &localapi.Error{Code: localapi.CodeInternal, Message: "can't write the state: " + err.Error(), Hint: "is the disk full?"}
+	}
+	return nil
+}
+
+// agentKey returns the identity, making it the first time.
+func (f folder) agentKey(random func() (identity.AgentKey, error)) (identity.AgentKey, error) {
+	var saved savedAgent
+	found, err := f.read(agentFile, &saved)
+	if err != nil {
+		return identity.AgentKey{}, err
+	}
+	if found {
+		if len(saved.Seed) != identity.KeySize {
+			return identity.AgentKey{}, damaged(filepath.Join(f.dir, agentFile), fmt.Errorf("a seed of %d bytes", len(saved.Seed)))
+		}
+		return identity.AgentKeyFromSeed([identity.KeySize]byte(saved.Seed)), nil
+	}
+	key, err := random()
+	if err != nil {
+		return identity.AgentKey{}, err
+	}
+	seed := key.Seed()
+	return key, f.write(agentFile, savedAgent{Version: stateVersion, Seed: seed[:]})
+}
+
+// tunnelKeys returns the tunnel keys that the agent's statements still speak for, newest first.
+func (f folder) tunnelKeys(network identity.AuthorityPublic, agent identity.AgentPublic) ([]tunnelKey, error) {
+	var saved savedTunnels
+	if _, err := f.read(tunnelFile, &saved); err != nil {
+		return nil, err
+	}
+	path := filepath.Join(f.dir, tunnelFile)
+	var keys []tunnelKey
+	for _, k := range saved.Keys {
+		if len(k.Secret) != identity.KeySize {
+			return nil, damaged(path, fmt.Errorf("a key of %d bytes", len(k.Secret)))
+		}
+		key, err := identity.TunnelKeyFromBytes([identity.KeySize]byte(k.Secret))
+		if err != nil {
+			return nil, damaged(path, err)
+		}
+		statement, err := identity.OpenTunnelStatement(k.Statement, network)
+		if errors.Is(err, identity.ErrNetwork) {
+			continue // of a network that this node has left
+		}
+		if err != nil {
+			return nil, damaged(path, err)
+		}
+		if statement.Agent == agent && statement.Tunnel == key.Public() {
+			keys = append(keys, tunnelKey{key: key, statement: statement})
+		}
+	}
+	return keys, nil
+}
+
+func (f folder) saveTunnelKeys(keys []tunnelKey) error {
+	saved := savedTunnels{Version: stateVersion}
+	for _, k := range keys {
+		secret := k.key.Bytes()
+		saved.Keys = append(saved.Keys, savedTunnel{Secret: secret[:], Statement: k.statement.Raw()})
+	}
+	return f.write(tunnelFile, saved)
+}
+
+// tunnelKey is a tunnel key with the statement that the identity signed for it.
+type tunnelKey struct {
+	key       identity.TunnelKey
+	statement identity.TunnelStatement
+}
+
+const (
+	// tunnelLife is how long a tunnel key's statement holds.
+	tunnelLife = 24 * time.Hour
+	// tunnelSkew dates statements back a little, for peers whose clocks are behind.
+	tunnelSkew = 10 * time.Minute
+	// keptTunnels is how many tunnel keys still answer: the present one and those that peers may still hold.
+	keptTunnels = 3
+)
+
+// renewAt is when something with a life is due for renewal: at two thirds.
+func renewAt(notBefore, notAfter time.Time) time.Time {
+	return notBefore.Add(notAfter.Sub(notBefore) / 3 * 2)
+}

@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package node
+
+import (
+	"context"
+	"log/slog"
+	"net"
+	"net/netip"
+
+	"github.com/pilot-protocol/pilot/overlay"
+	"github.com/pilot-protocol/pilot/platform"
+	"github.com/pilot-protocol/pilot/tun"
+	"github.com/pilot-protocol/pilot/underlay"
+)
+
+// mtu is the overlay's, in bytes: 1420 leaves room for the record and the outer headers on a path of 1500.
+const mtu = 1420
+
+// port is the UDP port that a node asks for; it takes another one where this is in use.
+const port = 7745
+
+// Underlay is what the node needs of package underlay.
+type Underlay interface {
+	overlay.Underlay
+	Port() uint16
+}
+
+// System is the host as the node uses it. Tests put an in-memory one in its place.
+type System interface {
+	// OpenTUN makes the virtual interface.
+	OpenTUN() (tun.Device, error)
+	// Configure gives it its address and route.
+	Configure(platform.Interface) error
+	// OpenUnderlay opens the UDP sockets.
+	OpenUnderlay() (Underlay, error)
+	// OpenDNS finds out how this host resolves names.
+	OpenDNS() (platform.DNS, error)
+	// RestoreDNS undoes what a daemon that was killed left behind.
+	RestoreDNS() error
+	// Addresses lists where this host can be reached, without those of the interface named.
+	Addresses(exclude string) ([]netip.Addr, error)
+	// WatchNetwork tells when they may have changed. The channel is closed when ctx ends.
+	WatchNetwork(context.Context) (<-chan struct{}, error)
+	// ListenLocal opens the local API's socket.
+	ListenLocal() (net.Listener, error)
+}
+
+// host is the real System.
+type host struct {
+	stateDir string
+	log      *slog.Logger
+}
+
+func (h host) OpenTUN() (tun.Device, error)         { return tun.Open(interfaceName, mtu) }
+func (h host) Configure(i platform.Interface) error { return platform.ConfigureInterface(i) }
+func (h host) OpenUnderlay() (Underlay, error) {
+	return underlay.New(underlay.Options{Port: port, Log: h.log})
+}
+func (h host) RestoreDNS() error                         { return platform.RestoreDNS(h.stateDir, h.log) }
+func (h host) Addresses(ex string) ([]netip.Addr, error) { return platform.InterfaceAddresses(ex) }
+
+func (h host) OpenDNS() (platform.DNS, error) {
+	return platform.OpenDNS(platform.Options{Log: h.log, StateDir: h.stateDir})
+}
+
+func (h host) WatchNetwork(ctx context.Context) (<-chan struct{}, error) {
+	return platform.WatchNetwork(ctx)
+}
+
+func (h host) ListenLocal() (net.Listener, error) {
+	return platform.ListenLocal(platform.SocketPath(h.stateDir))
+}
+
+// interfaceName is the wished name; macOS chooses its own.
+const interfaceName = "pilot0"

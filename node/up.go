@@ -1,0 +1,362 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package node
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/pilot-protocol/pilot/coordinator"
+	"github.com/pilot-protocol/pilot/coordinator/api"
+	"github.com/pilot-protocol/pilot/identity"
+	"github.com/pilot-protocol/pilot/node/localapi"
+)
+
+const (
+	defaultNetwork = "pilot"
+	defaultListen  = ":7745"
+	coordinatorDir = "coordinator" // below the state folder
+	// syncLimit is how long up waits for the coordinator before it goes on with what the node knows.
+	syncLimit = 5 * time.Second
+	// joinLimit bounds a join, with its retries of other addresses.
+	joinLimit = 30 * time.Second
+)
+
+// Up joins the network of the invite, or makes a new one, or goes on with the one that is known. It returns when the
+// network is usable.
+func (n *Node) Up(ctx context.Context, r localapi.UpRequest) (localapi.UpResult, error) {
+	select {
+	case n.upLock <- struct{}{}:
+		defer func() { <-n.upLock }()
+	case <-ctx.Done():
+		return localapi.UpResult{}, ctx.Err()
+	}
+	result, err := n.up(ctx, r)
+	return result, explain(err)
+}
+
+func (n *Node) up(ctx context.Context, r localapi.UpRequest) (result localapi.UpResult, err error) {
+	invite, err := n.checkUp(r)
+	if err != nil {
+		return result, err
+	}
+	if n.key.IsZero() {
+		if n.key, err = n.folder.agentKey(func() (identity.AgentKey, error) { return identity.NewAgentKey(rand.Reader) }); err != nil {
+			return result, err
+		}
+	}
+	switch {
+	case !n.saved.member() && invite == nil:
+		if err := n.create(ctx, r); err != nil {
+			return result, err
+		}
+		result.Created = true
+	case invite != nil:
+		m, err := n.join(ctx, *invite, r.Name)
+		if err != nil {
+			return result, err
+		}
+		result.Joined = true
+		result.Inviter = inviterName(m, invite.Authority)
+	case n.saved.Hosted && n.member == nil:
+		if _, err := n.host(ctx, n.saved.Listen, n.saved.Network); err != nil {
+			return result, err
+		}
+	}
+	if err := n.bringUp(ctx); err != nil {
+		return result, err
+	}
+	n.describe(&result)
+	if result.Created {
+		made, err := n.Invite(ctx, localapi.InviteRequest{})
+		if err != nil {
+			result.Warnings = append(result.Warnings, "no invite could be made: "+err.Error()+"; try: pilot invite")
+		}
+		result.Invite = made.Invite
+	}
+	return result, nil
+}
+
+// checkUp looks for everything that can be refused before anything changes.
+func (n *Node) checkUp(r localapi.UpRequest) (*identity.Invite, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if r.Name != "" {
+		if err := identity.ValidateName(r.Name); err != nil {
+			return nil, err
+		}
+		if n.saved.member() && r.Name != n.saved.Name {
+			return nil, &localapi.Error{
+				Code: localapi.CodeConflict, Message: fmt.Sprintf("this agent is %s already; a name stays with its key", n.saved.Name),
+				Hint: "for an agent with another name use another state folder: --state DIR",
+			}
+		}
+	}
+	if r.Network != "" {
+		if err := identity.ValidateNetworkName(r.Network); err != nil {
+			return nil, err
+		}
+		if n.saved.member() && r.Network != n.saved.Network {
+			return nil, n.otherNetwork(r.Network)
+		}
+	}
+	if r.Invite == "" {
+		return nil, nil
+	}
+	invite, err := identity.ParseInvite(r.Invite)
+	if err != nil {
+		return nil, &localapi.Error{Code: localapi.CodeInviteInvalid, Message: strings.ReplaceAll(err.Error(), "identity: ", ""),
+			Hint: "copy the whole invite, from pilot:// on; or ask for a new one: pilot invite"}
+	}
+	if !invite.Expires.IsZero() && !n.now().Before(invite.Expires) {
+		return nil, &localapi.Error{Code: localapi.CodeInviteExpired, Message: "the invite expired at " + invite.Expires.Format(time.RFC3339),
+			Hint: "ask for a new one: pilot invite; is this host's clock right?"}
+	}
+	if n.saved.member() && invite.Authority != n.saved.Authority {
+		return nil, n.otherNetwork(invite.NetworkName)
+	}
+	return &invite, nil
+}
+
+func (n *Node) otherNetwork(name string) error {
+	return &localapi.Error{
+		Code: localapi.CodeConflict, Message: fmt.Sprintf("this agent is in the network %s; it can't be in %s as well", n.saved.Network, name),
+		Hint: "for a second network use another state folder: --state DIR",
+	}
+}
+
+// create makes a network: its authority, its coordinator in this process, and this agent as the first member.
+func (n *Node) create(ctx context.Context, r localapi.UpRequest) error {
+	network, listen := r.Network, r.CoordinatorListen
+	if network == "" {
+		network = defaultNetwork
+	}
+	if listen == "" {
+		listen = defaultListen
+	}
+	c, err := n.host(ctx, listen, network)
+	if err != nil {
+		return err
+	}
+	key, err := identity.NewJoinKey(rand.Reader)
+	if err != nil {
+		return err
+	}
+	if err := c.CreateInvite(ctx, api.InviteRequest{
+		Join: key.Public(), Uses: 1, Expires: n.now().Add(10 * time.Minute), Tags: []string{api.TagAdmin},
+	}); err != nil {
+		return err
+	}
+	founding := identity.Invite{
+		NetworkName: network, Authority: c.Authority(), Coordinators: loopback(c.Addr()), Key: key,
+	}
+	n.mu.Lock()
+	n.saved.Hosted, n.saved.Listen = true, listen
+	n.mu.Unlock()
+	_, err = n.join(ctx, founding, r.Name)
+	return err
+}
+
+// host starts the coordinator in this process. It ends with the daemon.
+func (n *Node) host(ctx context.Context, listen, network string) (*coordinator.Coordinator, error) {
+	c, err := coordinator.New(coordinator.Options{
+		Listen: listen, StateDir: filepath.Join(n.folder.dir, coordinatorDir), Network: network,
+		Log: n.log.With("part", "coordinator"), Now: n.now, Advertise: n.advertised(listen),
+	})
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return nil, &localapi.Error{Code: localapi.CodePortTaken, Message: "the coordinator's address " + listen + " is in use",
+			Hint: "choose another with --coordinator-listen HOST:PORT; or join the network that is there, with an invite"}
+	}
+	if err != nil {
+		return nil, err
+	}
+	return c, n.start(ctx, c.Run)
+}
+
+// advertised lists host:port of a coordinator on this host as others reach it.
+func (n *Node) advertised(listen string) []string {
+	host, port, err := net.SplitHostPort(listen)
+	if err != nil {
+		return nil
+	}
+	if a, err := netip.ParseAddr(host); host != "" && (err != nil || !a.IsUnspecified()) {
+		return []string{listen}
+	}
+	addrs, err := n.system.Addresses(interfaceName)
+	if err != nil {
+		n.log.Warn("this host's addresses can't be read", "error", err)
+	}
+	slices.SortStableFunc(addrs, func(a, b netip.Addr) int { // IPv4 first: it is the shorter one to read
+		return b2i(a.Is6()) - b2i(b.Is6())
+	})
+	var list []string
+	for _, a := range addrs[:min(len(addrs), 8)] {
+		list = append(list, net.JoinHostPort(a.String(), port))
+	}
+	return list
+}
+
+func b2i(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+// loopback is how this host itself reaches a coordinator that listens on a.
+func loopback(a net.Addr) []string {
+	t, ok := a.(*net.TCPAddr)
+	if !ok || !t.IP.IsUnspecified() {
+		return []string{a.String()}
+	}
+	return []string{net.JoinHostPort("127.0.0.1", strconv.Itoa(t.Port)), net.JoinHostPort("::1", strconv.Itoa(t.Port))}
+}
+
+// join makes this agent a member by an invite, and saves that.
+func (n *Node) join(ctx context.Context, invite identity.Invite, name string) (api.Membership, error) {
+	client, err := api.NewClient(api.ClientOptions{Addresses: invite.Coordinators, Authority: invite.Authority, Key: n.key, Now: n.now})
+	if err != nil {
+		return api.Membership{}, err
+	}
+	defer client.CloseIdleConnections()
+	ctx, cancel := context.WithTimeout(ctx, joinLimit)
+	defer cancel()
+	request, tunnels, err := n.joinRequest(invite, name)
+	if err != nil {
+		return api.Membership{}, err
+	}
+	m, err := client.Join(ctx, request)
+	for tries := 0; name == "" && tries < 3 && api.HasCode(err, api.CodeNameTaken); tries++ {
+		request.Name = suggestion(err) // nobody asked for the host's own name: take one that is free
+		m, err = client.Join(ctx, request)
+	}
+	if err != nil {
+		return api.Membership{}, err
+	}
+	c, err := identity.OpenCertificate(m.Certificate, invite.Authority)
+	if err != nil {
+		return api.Membership{}, fmt.Errorf("the coordinator's answer: %w", err)
+	}
+	if c.Agent != n.key.Public() {
+		return api.Membership{}, fmt.Errorf("the coordinator's answer: %w", identity.ErrWrongKey)
+	}
+	if err := n.folder.saveTunnelKeys(tunnels); err != nil {
+		return api.Membership{}, err
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.saved.Name, n.saved.Network, n.saved.Authority = c.Name, invite.NetworkName, invite.Authority
+	if n.saved.Coordinators = m.Coordinators; len(m.Coordinators) == 0 {
+		n.saved.Coordinators = invite.Coordinators
+	}
+	n.saved.Certificate = m.Certificate
+	if m.Inviter != nil {
+		n.saved.Peers = append(n.saved.Peers, *m.Inviter)
+	}
+	n.saved.Consents = append(n.saved.Consents, m.Consents...)
+	if n.member != nil { // joined once more, for the trust that comes with the invite
+		for _, c := range m.Consents {
+			if _, err := n.member.book.addConsent(c); err != nil {
+				return m, err
+			}
+		}
+		if m.Inviter != nil {
+			if _, err := n.member.book.addPeer(*m.Inviter); err != nil {
+				return m, err
+			}
+		}
+		return m, errors.Join(n.applyLocked(), n.saveLocked())
+	}
+	return m, n.saveLocked()
+}
+
+func suggestion(err error) string {
+	var e *api.Error
+	if errors.As(err, &e) {
+		return e.Suggestion
+	}
+	return ""
+}
+
+// joinRequest signs what a newcomer has to say: who it is, that it holds the join key, under which tunnel key and where it
+// is reached, and its consent to the inviter.
+func (n *Node) joinRequest(invite identity.Invite, name string) (api.JoinRequest, []tunnelKey, error) {
+	network, now := invite.Authority, n.now()
+	acceptance, err := identity.Acceptance{Network: network, Agent: n.key.Public()}.Sign(invite.Key)
+	if err != nil {
+		return api.JoinRequest{}, nil, err
+	}
+	tunnels, err := n.folder.tunnelKeys(network, n.key.Public())
+	if err != nil {
+		return api.JoinRequest{}, nil, err
+	}
+	if len(tunnels) == 0 || !now.Before(renewAt(tunnels[0].statement.NotBefore, tunnels[0].statement.NotAfter)) {
+		t, err := newTunnelKey(network, n.key, now)
+		if err != nil {
+			return api.JoinRequest{}, nil, err
+		}
+		tunnels = slices.Insert(tunnels, 0, t)
+	}
+	r := api.JoinRequest{Acceptance: acceptance.Raw(), Name: name, Tunnel: tunnels[0].statement.Raw()}
+	if r.Name == "" {
+		if r.Name = n.saved.Name; r.Name == "" {
+			r.Name = hostName()
+		}
+	}
+	if len(invite.Consent) > 0 {
+		theirs, err := identity.OpenConsent(invite.Consent, network)
+		if err != nil {
+			return api.JoinRequest{}, nil, fmt.Errorf("the inviter's consent: %w", err)
+		}
+		if theirs.From == n.key.Public() {
+			return api.JoinRequest{}, nil, errUsage("this agent made the invite itself", "use it on another host")
+		}
+		ours, err := identity.Consent{
+			Network: network, To: theirs.From, Reason: "accepted the invite", Serial: uint64(now.UnixMilli()),
+		}.Sign(n.key)
+		if err != nil {
+			return api.JoinRequest{}, nil, err
+		}
+		r.Consent = ours.Raw()
+	}
+	return r, tunnels, nil
+}
+
+func inviterName(m api.Membership, network identity.AuthorityPublic) string {
+	if m.Inviter == nil {
+		return ""
+	}
+	c, err := identity.OpenCertificate(m.Inviter.Certificate, network)
+	if err != nil {
+		return ""
+	}
+	return c.Name
+}
+
+// hostName makes a valid agent's name of the host's.
+func hostName() string {
+	h, _ := os.Hostname()
+	h, _, _ = strings.Cut(strings.ToLower(h), ".")
+	name := strings.Trim(strings.Map(func(r rune) rune {
+		if 'a' <= r && r <= 'z' || '0' <= r && r <= '9' || r == '-' {
+			return r
+		}
+		return '-'
+	}, h), "-")
+	name = name[:min(len(name), 63)]
+	if identity.ValidateName(name) != nil {
+		return "agent"
+	}
+	return name
+}
