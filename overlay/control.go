@@ -54,6 +54,9 @@ func (o *Overlay) controlLoop(ctx context.Context) error {
 			o.noise.Tick(now.wall)
 			machineDue = now.at + machineEvery
 		}
+		if again := o.runEchoes(now); again != 0 {
+			next = min(next, again)
+		}
 		timer.Reset(max(0, min(next, machineDue)-now.at))
 		select {
 		case <-ctx.Done():

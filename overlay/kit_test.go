@@ -9,6 +9,7 @@ import (
 	"encoding/binary"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -125,6 +126,13 @@ func (w *world) setWeather(f func(from, to netip.AddrPort, d []byte) []time.Dura
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.weather = f
+}
+
+// datagrams returns everything that was sent so far.
+func (w *world) datagrams() [][]byte {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return slices.Clone(w.seen)
 }
 
 type agent struct {

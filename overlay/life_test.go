@@ -112,7 +112,7 @@ func TestUnusedSessionExpires(t *testing.T) {
 		p := udpPacket(a.addr, b.addr, 1, 2, "a")
 		a.dev.Inject(p)
 		b.want(time.Second, p)
-		before := len(w.seen)
+		before := len(w.datagrams())
 		time.Sleep(noise.ExpireAfter + 2*time.Second)
 		for _, n := range []*node{a, b} {
 			if e, ok := nextEvent[SessionDown](n, 0); !ok || e.Reason != ReasonExpired {
@@ -121,11 +121,13 @@ func TestUnusedSessionExpires(t *testing.T) {
 			if s := n.o.Status(); s.Sessions != 0 {
 				t.Errorf("%d sessions are left", s.Sessions)
 			}
+			n.o.mu.Lock()
 			if n.o.control.timers.Len() != 0 {
 				t.Error("a timer still runs")
 			}
+			n.o.mu.Unlock()
 		}
-		if n := len(w.seen) - before; n > 10 {
+		if n := len(w.datagrams()) - before; n > 10 {
 			t.Errorf("%d datagrams from idle nodes", n)
 		}
 		a.dev.Inject(p)
@@ -365,7 +367,7 @@ func TestHandshakeFlood(t *testing.T) {
 		a.dev.Inject(p)
 		b.want(time.Second, p)
 		var first []byte
-		for _, d := range w.seen {
+		for _, d := range w.datagrams() {
 			if noise.Kind(d) == noise.KindHandshake {
 				first = d
 				break

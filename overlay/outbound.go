@@ -206,13 +206,21 @@ func (a *answerer) deny(p []byte, info *packet.Info, source [16]byte, now moment
 		a.write(r)
 		return
 	}
-	a.write(packet.AppendUnreachable(a.buf[:tun.Headroom], source, packet.AdminProhibited, p))
+	a.writeUnreachable(p, info, packet.AdminProhibited, source, now)
 }
 
 func (a *answerer) unreachable(p []byte, info *packet.Info, code packet.Code, source [16]byte, now moment) {
 	if packet.MayAnswer(p, info) && a.o.limiter.Allow([16]byte(p[24:40]), now.at) {
-		a.write(packet.AppendUnreachable(a.buf[:tun.Headroom], source, code, p))
+		a.writeUnreachable(p, info, code, source, now)
 	}
+}
+
+func (a *answerer) writeUnreachable(p []byte, info *packet.Info, code packet.Code, source [16]byte, now moment) {
+	e := packet.AppendUnreachable(a.buf[:tun.Headroom], source, code, p)
+	if info.Proto == packet.TCP && info.TCPFlags&(packet.SYN|packet.ACK) == packet.SYN {
+		a.o.echoes.add(e[tun.Headroom:], now.at) // before write, which may change it
+	}
+	a.write(e)
 }
 
 func (a *answerer) tooBig(p []byte, info *packet.Info, snap *snapshot, now moment) {

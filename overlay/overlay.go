@@ -89,6 +89,7 @@ type Overlay struct {
 	flows    *flowTable
 	limiter  *packet.Limiter
 	counters counters
+	echoes   echoes
 
 	events     eventSink
 	handshakes chan arrival
@@ -139,6 +140,7 @@ func New(o Options) (*Overlay, error) {
 		wakes:      wakeList{kick: make(chan struct{}, 1)},
 	}
 	v.events.init()
+	v.echoes.kick = v.wakes.signal
 	v.control.pings = make(map[uint64]*ping)
 	v.control.answers.init(v)
 	v.snap.Store(emptySnapshot(o.Network))
