@@ -137,11 +137,13 @@ func (e *engine) dnsMode() string {
 }
 
 // run carries packets until ctx ends. It closes all that openEngine opened, and leaves the host's resolver as it was.
-func (e *engine) run(ctx context.Context, page http.Handler) error {
+// changed is called when the resolvers that this host had before are others now.
+func (e *engine) run(ctx context.Context, page http.Handler, changed func()) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return e.overlay.Run(ctx) })
 	group.Go(func() error { return e.names.Serve(ctx, e.dnsUDP, e.dnsTCP) })
 	group.Go(func() error { return e.servePage(ctx, page) })
+	group.Go(func() error { return e.watchDNS(ctx, changed) })
 	err := group.Wait()
 	if e.dns != nil {
 		if restore := e.dns.Restore(); restore != nil {
@@ -150,6 +152,35 @@ func (e *engine) run(ctx context.Context, page http.Handler) error {
 		}
 	}
 	return errors.Join(err, e.stack.Close())
+}
+
+// dnsInterval is how often the host's DNS settings are looked at: a DHCP client may write them anew at any time.
+const dnsInterval = 3 * time.Second
+
+// watchDNS keeps the host's resolver asking this node.
+func (e *engine) watchDNS(ctx context.Context, changed func()) error {
+	if e.dns == nil {
+		return nil
+	}
+	t := time.NewTicker(dnsInterval)
+	defer t.Stop()
+	failing := false
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-t.C:
+		}
+		again, err := e.dns.Refresh()
+		if err != nil && !failing {
+			e.log.Warn("the host's DNS settings can't be kept", "error", err)
+		}
+		failing = err != nil
+		if again {
+			e.log.Info("somebody changed the host's DNS settings; they are set again", "upstreams", e.dns.Upstreams())
+			changed()
+		}
+	}
 }
 
 // servePage answers http://pilot.internal/.

@@ -117,7 +117,7 @@ func (n *Node) coordinators() []string {
 // live runs a membership until the daemon ends.
 func (n *Node) live(ctx context.Context, m *membership) error {
 	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error { return m.engine.run(ctx, n.page()) })
+	group.Go(func() error { return m.engine.run(ctx, n.page(), func() { n.reapply(m) }) })
 	group.Go(func() error { return n.follow(ctx, m) })
 	group.Go(func() error { return n.publish(ctx, m) })
 	group.Go(func() error { return n.keepFresh(ctx, m) })
@@ -129,6 +129,18 @@ func (n *Node) live(ctx context.Context, m *membership) error {
 	n.member = nil
 	n.mu.Unlock()
 	return err
+}
+
+// reapply hands the plan to the parts below once more.
+func (n *Node) reapply(m *membership) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.member != m {
+		return
+	}
+	if err := n.applyLocked(); err != nil {
+		n.log.Error("the state can't be applied", "error", err)
+	}
 }
 
 // rotate puts a new tunnel key in front of the older ones, which go on answering for a while.
