@@ -15,7 +15,13 @@ import (
 // WriteFileAtomic puts data into the file at path so that after a crash at any moment, of the process or the machine,
 // the file holds either all of the old content or all of the new. The file gets exactly these permissions. A symlink at
 // path is replaced, not followed.
-func WriteFileAtomic(path string, data []byte, perm fs.FileMode) (err error) {
+func WriteFileAtomic(path string, data []byte, perm fs.FileMode) error {
+	return writeAtomic(path, data, perm, nil)
+}
+
+// writeAtomic is WriteFileAtomic with a last touch: finish may set more attributes of the new file at its temporary
+// path before it takes the old one's place.
+func writeAtomic(path string, data []byte, perm fs.FileMode, finish func(temp string) error) (err error) {
 	dir, base := filepath.Split(path)
 	if dir == "" {
 		dir = "."
@@ -38,6 +44,11 @@ func WriteFileAtomic(path string, data []byte, perm fs.FileMode) (err error) {
 	}
 	if err = f.Chmod(perm); err != nil && !errors.Is(err, errors.ErrUnsupported) {
 		return err
+	}
+	if finish != nil {
+		if err = finish(temp); err != nil {
+			return err
+		}
 	}
 	if err = f.Sync(); err != nil {
 		return err

@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package platform
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"github.com/godbus/dbus/v5"
+	"golang.org/x/sys/unix"
+)
+
+// OpenDNS finds out how this system resolves names. Nothing is changed before Set; but what a killed process left
+// changed is undone first. ErrDNSUnavailable says that there is no way.
+func OpenDNS(o Options) (DNS, error) {
+	log := o.logger()
+	if err := RestoreDNS(o.StateDir, log); err != nil {
+		return nil, err
+	}
+	path := filepath.Join("/", o.Root, "etc/resolv.conf")
+	env := lookAround(path)
+	choice := ChooseDNS(env)
+	log.Info("DNS", "mode", choice.Mode, "reason", choice.Reason)
+	switch choice.Mode {
+	case ModeResolved:
+		return &resolvedDNS{stateDir: o.StateDir, log: log}, nil
+	case ModeResolvconf:
+		return newResolvconfDNS(path, o.StateDir, o.Root, env.Resolvconf, log), nil
+	case ModeFile:
+		return newFileDNS(path, o.StateDir, log)
+	default:
+		return nil, fmt.Errorf("%w: %s", ErrDNSUnavailable, choice.Reason)
+	}
+}
+
+// RestoreDNS undoes what a process that was killed, and used this state folder, had set. With nothing to undo it does
+// nothing. Nobody else may use the folder at the time.
+func RestoreDNS(stateDir string, log *slog.Logger) error {
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	r, err := loadDNSRecord(stateDir)
+	if err != nil || r == nil {
+		return err
+	}
+	log.Info("undoing DNS settings of an earlier run", "mode", r.Mode)
+	switch r.Mode {
+	case ModeFile:
+		err = r.restoreFile(log)
+	case ModeResolvconf:
+		err = revertResolvconf(r.Program, r.Interface)
+	case ModeResolved:
+		if err = revertResolved(r.Interface); err != nil {
+			// Without the service, or the link, there is nothing left to undo.
+			log.Warn("DNS settings were not reverted", "error", err)
+			err = nil
+		}
+	default:
+		err = fmt.Errorf("%w: unknown mode %q", ErrDNSRecord, r.Mode)
+	}
+	if err != nil {
+		return err
+	}
+	return removeDNSRecord(stateDir)
+}
+
+// lookAround gathers what ChooseDNS decides by.
+func lookAround(path string) Environment {
+	e := Environment{BusNames: busNames(), Resolvconf: resolvconfKind(), BindMount: isMounted(path)}
+	if link, err := os.Readlink(path); err == nil {
+		e.Symlink = link
+	}
+	content, err := readBounded(path)
+	if err == nil {
+		e.ResolvConf = append([]byte{}, content...)
+	}
+	// A file that can be replaced needs no permission of its own; one that is mounted, or in a read-only folder, does.
+	folder := unix.Access(filepath.Dir(path), unix.W_OK) == nil
+	file := unix.Access(path, unix.W_OK) == nil && e.Symlink == "" && !errors.Is(err, fs.ErrNotExist)
+	e.ReadOnly = !file && (!folder || e.BindMount)
+	return e
+}
+
+// busNames lists who is on the system bus or could be started there; none without a bus.
+func busNames() []string {
+	ctx, cancel := context.WithTimeout(context.Background(), busTimeout)
+	defer cancel()
+	conn, err := dbus.ConnectSystemBus(dbus.WithContext(ctx))
+	if err != nil {
+		return nil
+	}
+	defer conn.Close()
+	var names, startable []string
+	if err := conn.BusObject().CallWithContext(ctx, "org.freedesktop.DBus.ListNames", 0).Store(&names); err != nil {
+		return nil
+	}
+	if err := conn.BusObject().CallWithContext(ctx, "org.freedesktop.DBus.ListActivatableNames", 0).Store(&startable); err == nil {
+		names = append(names, startable...)
+	}
+	slices.Sort(names)
+	return slices.Compact(names)
+}

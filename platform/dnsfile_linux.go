@@ -1,0 +1,289 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package platform
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// maxResolvConf bounds what is read of a resolv.conf, in bytes.
+const maxResolvConf = 1 << 20
+
+// fileDNS rewrites /etc/resolv.conf.
+type fileDNS struct {
+	path, stateDir string
+	log            *slog.Logger
+
+	mu        sync.Mutex
+	config    DNSConfig  // guarded by mu, as all below
+	record    *dnsRecord // nil: nothing is changed
+	upstreams []netip.AddrPort
+}
+
+func newFileDNS(path, stateDir string, log *slog.Logger) (*fileDNS, error) {
+	d := &fileDNS{path: path, stateDir: stateDir, log: log}
+	saved, err := saveFile(path)
+	if err != nil {
+		return nil, err
+	}
+	d.upstreams = upstreams(parseResolvConf(saved.Content).Nameservers, netip.Addr{})
+	return d, nil
+}
+
+func (d *fileDNS) Mode() string { return ModeFile }
+
+func (d *fileDNS) Upstreams() []netip.AddrPort {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return slices.Clone(d.upstreams)
+}
+
+func (d *fileDNS) Set(c DNSConfig) error {
+	if err := c.validate(); err != nil {
+		return err
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.setLocked(c)
+}
+
+func (d *fileDNS) setLocked(c DNSConfig) error {
+	now, err := saveFile(d.path)
+	if err != nil {
+		return fmt.Errorf("set DNS: %w", err)
+	}
+	base := now
+	if d.record != nil && now.Symlink == "" && d.record.File.ours(now.Content, d.record.Server) {
+		base = *d.record.File
+	}
+	base.Written = parseResolvConf(base.Content).render(c)
+	if now.Symlink != "" || !bytes.Equal(now.Content, base.Written) {
+		record := &dnsRecord{Mode: ModeFile, Interface: c.Interface, Server: c.Server, File: &base}
+		if err := d.writeLocked(record); err != nil {
+			return fmt.Errorf("set DNS: %w", err)
+		}
+	}
+	d.config = c
+	d.upstreams = upstreams(parseResolvConf(base.Content).Nameservers, c.Server)
+	return nil
+}
+
+func (d *fileDNS) writeLocked(record *dnsRecord) error {
+	if err := record.save(d.stateDir); err != nil {
+		return err
+	}
+	d.record = record
+	f := record.File
+	perm := fs.FileMode(0o644)
+	if f.Existed && f.Symlink == "" {
+		perm = fs.FileMode(f.Mode)
+	}
+	if !f.InPlace {
+		err := writeAtomic(d.path, f.Written, perm, nil)
+		if !errors.Is(err, unix.EBUSY) {
+			return err
+		}
+		f.InPlace = true // mounted, on a kernel that can't say so
+		if err := record.save(d.stateDir); err != nil {
+			return err
+		}
+	}
+	return writeInPlace(d.path, f.Written)
+}
+
+func (d *fileDNS) Refresh() (bool, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.record == nil {
+		return false, nil
+	}
+	now, err := saveFile(d.path)
+	if err != nil {
+		return false, err
+	}
+	if now.Symlink != "" || !bytes.Equal(now.Content, d.record.File.Written) {
+		d.log.Info("somebody else changed resolv.conf; setting ours again", "path", d.path)
+		return true, d.setLocked(d.config)
+	}
+	return d.followLocked()
+}
+
+// followLocked looks at what our file's symlink pointed to: whoever maintains that goes on doing so.
+func (d *fileDNS) followLocked() (bool, error) {
+	f := d.record.File
+	if f.Symlink == "" {
+		return false, nil
+	}
+	target := f.Symlink
+	if !filepath.IsAbs(target) {
+		target = filepath.Join(filepath.Dir(d.path), target)
+	}
+	content, err := readBounded(target)
+	if err != nil || bytes.Equal(content, f.Content) {
+		return false, nil // it may be about to come back
+	}
+	f.Content, f.SHA256 = content, digest(content)
+	return true, d.setLocked(d.config)
+}
+
+func (d *fileDNS) Restore() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.record == nil {
+		return nil
+	}
+	if err := d.record.restoreFile(d.log); err != nil {
+		return err
+	}
+	d.record = nil
+	return removeDNSRecord(d.stateDir)
+}
+
+// restoreFile puts the saved file back, unless what is there now isn't ours.
+func (r *dnsRecord) restoreFile(log *slog.Logger) error {
+	f := r.File
+	if f == nil {
+		return fmt.Errorf("%w: no file in it", ErrDNSRecord)
+	}
+	now, err := saveFile(f.Path)
+	if err != nil {
+		return fmt.Errorf("restore DNS: %w", err)
+	}
+	if !now.Existed || now.Symlink != "" || !f.ours(now.Content, r.Server) {
+		log.Info("resolv.conf isn't ours any more, so it stays as it is", "path", f.Path)
+		return nil
+	}
+	switch {
+	case !f.Existed:
+		err = os.Remove(f.Path)
+	case f.Symlink != "":
+		err = f.restoreSymlink()
+	case f.InPlace:
+		if err = writeInPlace(f.Path, f.Content); err == nil {
+			err = f.attributes(f.Path)
+		}
+	default:
+		err = writeAtomic(f.Path, f.Content, fs.FileMode(f.Mode), f.attributes)
+	}
+	if err != nil {
+		return fmt.Errorf("restore DNS: %w", err)
+	}
+	return nil
+}
+
+// attributes gives the file at path the saved one's owner, permissions and time.
+func (f *savedFile) attributes(path string) error {
+	if err := os.Lchown(path, f.UID, f.GID); err != nil && os.Geteuid() == 0 {
+		return err
+	}
+	if err := os.Chmod(path, fs.FileMode(f.Mode)); err != nil {
+		return err
+	}
+	return os.Chtimes(path, time.Time{}, f.ModTime)
+}
+
+func (f *savedFile) restoreSymlink() error {
+	temp := filepath.Join(filepath.Dir(f.Path), tempPrefix(filepath.Base(f.Path))+"link")
+	if err := os.Remove(temp); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if err := os.Symlink(f.Symlink, temp); err != nil {
+		return err
+	}
+	err := os.Lchown(temp, f.UID, f.GID)
+	if err == nil || os.Geteuid() != 0 {
+		mtime := unix.NsecToTimespec(f.ModTime.UnixNano())
+		times := []unix.Timespec{{Nsec: unix.UTIME_OMIT}, mtime}
+		err = unix.UtimesNanoAt(unix.AT_FDCWD, temp, times, unix.AT_SYMLINK_NOFOLLOW)
+	}
+	if err == nil {
+		err = os.Rename(temp, f.Path)
+	}
+	if err != nil {
+		os.Remove(temp)
+		return err
+	}
+	return syncDir(filepath.Dir(f.Path))
+}
+
+// saveFile reads a file with all that is needed to put it back. An absent one is no error.
+func saveFile(path string) (savedFile, error) {
+	s := savedFile{Path: path, SHA256: digest(nil)}
+	info, err := os.Lstat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return s, nil
+	}
+	if err != nil {
+		return s, err
+	}
+	stat := info.Sys().(*syscall.Stat_t)
+	s.Existed, s.Mode, s.ModTime = true, uint32(info.Mode().Perm()), info.ModTime()
+	s.UID, s.GID = int(stat.Uid), int(stat.Gid)
+	switch {
+	case info.Mode()&fs.ModeSymlink != 0:
+		if s.Symlink, err = os.Readlink(path); err != nil {
+			return s, err
+		}
+	case !info.Mode().IsRegular():
+		return s, insecure(path, "is not a file (%v)", info.Mode())
+	default:
+		s.InPlace = isMounted(path) || unix.Access(filepath.Dir(path), unix.W_OK) != nil
+	}
+	content, err := readBounded(path)
+	if err != nil && (s.Symlink == "" || !errors.Is(err, fs.ErrNotExist)) {
+		return s, err
+	}
+	s.Content, s.SHA256 = content, digest(content)
+	return s, nil
+}
+
+func readBounded(path string) ([]byte, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, maxResolvConf+1))
+	if err == nil && len(data) > maxResolvConf {
+		err = fmt.Errorf("%s is larger than %d bytes", path, maxResolvConf)
+	}
+	return data, err
+}
+
+// isMounted says whether something is mounted on the file itself, which then can't be renamed over (rename(2), EBUSY).
+func isMounted(path string) bool {
+	var s unix.Statx_t
+	err := unix.Statx(unix.AT_FDCWD, path, unix.AT_SYMLINK_NOFOLLOW, unix.STATX_TYPE, &s)
+	return err == nil && s.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0
+}
+
+// writeInPlace writes onto the old content first, in one call, and cuts what is left of it then: a file that was
+// truncated first could be found empty. See savedFile.ours for what a crash in between leaves.
+func writeInPlace(path string, data []byte) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if _, err := f.WriteAt(data, 0); err != nil {
+		return err
+	}
+	if err := f.Truncate(int64(len(data))); err != nil {
+		return err
+	}
+	return f.Sync()
+}

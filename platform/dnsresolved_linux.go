@@ -1,0 +1,235 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package platform
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/godbus/dbus/v5"
+)
+
+const (
+	resolvedName    = "org.freedesktop.resolve1"
+	resolvedPath    = dbus.ObjectPath("/org/freedesktop/resolve1")
+	resolvedManager = resolvedName + ".Manager"
+	busTimeout      = 5 * time.Second
+)
+
+// resolvedDNS tells systemd-resolved which domains our link answers for (org.freedesktop.resolve1(5)). The settings are
+// the link's, and vanish with it. A connection to the bus is made for each use, so a restart of either end is no matter.
+type resolvedDNS struct {
+	stateDir string
+	log      *slog.Logger
+
+	mu     sync.Mutex
+	config *DNSConfig // guarded by mu; nil: nothing is set
+}
+
+// resolvedAddress and resolvedDomain are the D-Bus structures (iay) and (sb).
+type resolvedAddress struct {
+	Family  int32
+	Address []byte
+}
+
+type resolvedDomain struct {
+	Name        string
+	RoutingOnly bool
+}
+
+// resolvedServer is one entry of the property DNS: (iiay), interface 0 being the system's own.
+type resolvedServer struct {
+	Index   int32
+	Family  int32
+	Address []byte
+}
+
+func address(a netip.Addr) resolvedAddress {
+	if a.Is4() {
+		return resolvedAddress{Family: 2, Address: a.AsSlice()} // AF_INET
+	}
+	return resolvedAddress{Family: 10, Address: a.AsSlice()} // AF_INET6
+}
+
+// resolvedDomains lists what is routed to our link: search domains complete bare names too, the others only route.
+func resolvedDomains(c DNSConfig) []resolvedDomain {
+	var out []resolvedDomain
+	for _, s := range c.Search {
+		out = append(out, resolvedDomain{s, false})
+	}
+	for _, z := range append([]string{c.Zone}, c.Reverse...) {
+		if !slices.Contains(c.Search, z) {
+			out = append(out, resolvedDomain{z, true})
+		}
+	}
+	return out
+}
+
+func (d *resolvedDNS) Mode() string { return ModeResolved }
+
+// onBus calls f with systemd-resolved's object.
+func onBus(f func(ctx context.Context, o dbus.BusObject) error) error {
+	ctx, cancel := context.WithTimeout(context.Background(), busTimeout)
+	defer cancel()
+	conn, err := dbus.ConnectSystemBus(dbus.WithContext(ctx))
+	if err != nil {
+		return fmt.Errorf("connect to the system bus: %w", err)
+	}
+	defer conn.Close()
+	return f(ctx, conn.Object(resolvedName, resolvedPath))
+}
+
+func (d *resolvedDNS) Set(c DNSConfig) error {
+	if err := c.validate(); err != nil {
+		return err
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.config != nil && equalConfig(*d.config, c) {
+		return nil
+	}
+	return d.setLocked(c)
+}
+
+func (d *resolvedDNS) setLocked(c DNSConfig) error {
+	link, err := net.InterfaceByName(c.Interface)
+	if err != nil {
+		return fmt.Errorf("set DNS: interface %s: %w", c.Interface, err)
+	}
+	record := dnsRecord{Mode: ModeResolved, Interface: c.Interface, Server: c.Server}
+	if err := record.save(d.stateDir); err != nil {
+		return fmt.Errorf("set DNS: %w", err)
+	}
+	err = onBus(func(ctx context.Context, o dbus.BusObject) error {
+		index := int32(link.Index)
+		must := func(method string, args ...any) error {
+			if err := o.CallWithContext(ctx, resolvedManager+"."+method, 0, args...).Err; err != nil {
+				return fmt.Errorf("systemd-resolved: %s: %w", method, err)
+			}
+			return nil
+		}
+		if err := must("SetLinkDNS", index, []resolvedAddress{address(c.Server)}); err != nil {
+			return err
+		}
+		if err := must("SetLinkDomains", index, resolvedDomains(c)); err != nil {
+			return err
+		}
+		// The rest is unknown to some older versions, and not needed for names to resolve.
+		for method, arg := range map[string]any{
+			"SetLinkDefaultRoute": false, "SetLinkLLMNR": "no", "SetLinkMulticastDNS": "no",
+			"SetLinkDNSSEC": "no", "SetLinkDNSOverTLS": "no", // a private zone isn't signed, and the tunnel is private
+		} {
+			if err := must(method, index, arg); err != nil {
+				d.log.Debug("left at its default", "error", err)
+			}
+		}
+		return must("FlushCaches")
+	})
+	if err != nil {
+		return fmt.Errorf("set DNS: %w", err)
+	}
+	d.config = &c
+	return nil
+}
+
+// Refresh sets everything again when systemd-resolved has forgotten it, as it does at a restart.
+func (d *resolvedDNS) Refresh() (bool, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.config == nil {
+		return false, nil
+	}
+	link, err := net.InterfaceByName(d.config.Interface)
+	if err != nil {
+		return false, fmt.Errorf("interface %s: %w", d.config.Interface, err)
+	}
+	servers, err := resolvedServers()
+	if err != nil {
+		return false, err
+	}
+	for _, s := range servers {
+		if a, ok := netip.AddrFromSlice(s.Address); ok && int(s.Index) == link.Index && a == d.config.Server {
+			return false, nil
+		}
+	}
+	return true, d.setLocked(*d.config)
+}
+
+func resolvedServers() (servers []resolvedServer, err error) {
+	err = onBus(func(ctx context.Context, o dbus.BusObject) error {
+		var v dbus.Variant
+		call := o.CallWithContext(ctx, "org.freedesktop.DBus.Properties.Get", 0, resolvedManager, "DNS")
+		if err := call.Store(&v); err != nil {
+			return fmt.Errorf("systemd-resolved: DNS: %w", err)
+		}
+		return v.Store(&servers)
+	})
+	return servers, err
+}
+
+// Upstreams are the servers of all other links, in systemd-resolved's order.
+func (d *resolvedDNS) Upstreams() []netip.AddrPort {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	servers, err := resolvedServers()
+	if err != nil {
+		d.log.Warn("the system's resolvers aren't known", "error", err)
+		return nil
+	}
+	own, index := netip.Addr{}, 0
+	if d.config != nil {
+		own = d.config.Server
+		if link, err := net.InterfaceByName(d.config.Interface); err == nil {
+			index = link.Index
+		}
+	}
+	var addrs []netip.Addr
+	for _, s := range servers {
+		a, ok := netip.AddrFromSlice(s.Address)
+		if !ok || index != 0 && int(s.Index) == index {
+			continue
+		}
+		if a.Is6() && a.IsLinkLocalUnicast() {
+			if link, err := net.InterfaceByIndex(int(s.Index)); err == nil {
+				a = a.WithZone(link.Name)
+			}
+		}
+		addrs = append(addrs, a)
+	}
+	return upstreams(addrs, own)
+}
+
+func (d *resolvedDNS) Restore() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.config == nil {
+		return nil
+	}
+	if err := revertResolved(d.config.Interface); err != nil {
+		return err
+	}
+	d.config = nil
+	return removeDNSRecord(d.stateDir)
+}
+
+// revertResolved drops a link's settings. A link that is gone has taken them along.
+func revertResolved(name string) error {
+	link, err := net.InterfaceByName(name)
+	if err != nil {
+		return nil
+	}
+	return onBus(func(ctx context.Context, o dbus.BusObject) error {
+		err := o.CallWithContext(ctx, resolvedManager+".RevertLink", 0, int32(link.Index)).Err
+		if err != nil && !strings.Contains(err.Error(), "NoSuchLink") {
+			return fmt.Errorf("restore DNS: systemd-resolved: RevertLink: %w", err)
+		}
+		return o.CallWithContext(ctx, resolvedManager+".FlushCaches", 0).Err
+	})
+}
