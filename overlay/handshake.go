@@ -17,9 +17,10 @@ import (
 
 const (
 	// firstRetry is when a first message is sent again; each wait is twice the one before, up to maxRetry, and up to a
-	// fifth longer so that nodes that fell together do not call together.
+	// fifth longer so that nodes that fell together do not call together. A new first message makes the answer to the one
+	// before worthless, so maxRetry is also the longest round trip over which a session can be made.
 	firstRetry = 250 * time.Millisecond
-	maxRetry   = time.Second
+	maxRetry   = 2 * time.Second
 	// unreachableAfter is when programs get their error, after three tries at least.
 	unreachableAfter = 3 * time.Second
 	// giveUpAfter ends an attempt.

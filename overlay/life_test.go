@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -101,6 +102,95 @@ func TestRenewalLosesNothing(t *testing.T) {
 		}
 		if _, down := nextEvent[SessionDown](a, 0); down {
 			t.Error("the session was down meanwhile")
+		}
+	})
+}
+
+func TestSlowWire(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		const trip = 900 * time.Millisecond
+		w.setWeather(func(_, _ netip.AddrPort, _ []byte) []time.Duration { return []time.Duration{trip} })
+		a, b := w.node(addrA), w.node(addrB)
+		trust(a, b)
+		r, err := a.o.Ping(t.Context(), b.addr)
+		if err != nil || r.RTT != 2*trip {
+			t.Errorf("%+v %v", r, err)
+		}
+		s := a.sessionWith(b)
+		if got := arrivals(b, func() { stream(a, b, 50, 200*time.Millisecond); time.Sleep(trip) }); len(got) != 50 {
+			t.Errorf("%d of 50", len(got))
+		}
+		if a.sessionWith(b) != s {
+			t.Error("a slow peer is taken for a dead one")
+		}
+	})
+}
+
+// Everything at once, for the race detector: state changes, roaming, pings and readings while packets fly both ways.
+func TestControlDuringTraffic(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		a, b, c := w.node(addrA), w.node(addrB), w.node(addrC)
+		trust(a, b)
+		trust(a, c)
+		trust(b, c)
+		var all sync.WaitGroup
+		for _, pair := range [][2]*node{{a, b}, {b, a}, {a, c}, {c, b}} {
+			all.Go(func() { stream(pair[0], pair[1], 200, 50*time.Millisecond) })
+		}
+		all.Go(func() {
+			for i := range 100 {
+				a.state.Peers[i%2].Offline = i%4 < 2
+				if err := a.o.Set(a.state); err != nil {
+					t.Error(err)
+				}
+				time.Sleep(100 * time.Millisecond)
+			}
+		})
+		all.Go(func() {
+			for i := range 50 {
+				w.move(b.port, []string{addrB, addrB2}[i%2])
+				b.o.Refresh()
+				_ = b.o.Status()
+				time.Sleep(230 * time.Millisecond)
+			}
+		})
+		all.Go(func() {
+			for range 20 {
+				if _, err := c.o.Ping(t.Context(), a.addr); err != nil {
+					t.Error(err)
+				}
+				time.Sleep(500 * time.Millisecond)
+			}
+		})
+		got := arrivals(b, all.Wait)
+		if len(got) < 320 { // two streams end there; what is on the way during one of the 50 moves is lost
+			t.Errorf("%d of 400", len(got))
+		}
+	})
+}
+
+// A node without a State, and one whose agent is gone: strangers' datagrams do nothing.
+func TestNobodyHome(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		a, b := w.node(addrA), w.node(addrB)
+		a.know(b, &policy.Grant{}, &policy.Grant{}).set()
+		a.dev.Inject(udpPacket(a.addr, b.addr, 1, 2, "a"))
+		b.dev.Inject(udpPacket(b.addr, a.addr, 1, 2, "b"))
+		b.silent(5 * time.Second)
+		if b.drops("handshake-failed") == 0 || b.drops("source-not-local") != 1 {
+			t.Errorf("%v", b.o.Status().Drops)
+		}
+		trust(a, b)
+		time.Sleep(10 * time.Second)
+		p := udpPacket(a.addr, b.addr, 1, 2, "a")
+		a.dev.Inject(p)
+		b.want(time.Second, p)
+		b.state.Locals, b.state.Peers, b.rules = nil, nil, nil
+		b.set()
+		a.dev.Inject(p)
+		b.silent(time.Second)
+		if n := b.o.Status().Sessions; n != 0 {
+			t.Errorf("%d sessions are left", n)
 		}
 	})
 }
