@@ -54,14 +54,14 @@ func (d *teller) show(h *lab.Host, args ...string) lab.Result {
 	return r
 }
 
-// invite takes the invite out of what a command printed.
-func (d *teller) invite(output string) string {
+// word is the first word with this prefix in what a command printed.
+func (d *teller) word(output, prefix string) string {
 	for word := range strings.FieldsSeq(output) {
-		if strings.HasPrefix(word, "pilot://") {
+		if strings.HasPrefix(word, prefix) {
 			return word
 		}
 	}
-	d.console.Fatalf("step %d: no invite in the output", d.step)
+	d.console.Fatalf("step %d: nothing in the output begins with %s", d.step, prefix)
 	return ""
 }
 
@@ -94,7 +94,8 @@ func demo(c *console) {
 	first := d.run(a, "pilot", "up", "--name", "planner")
 
 	d.say("Host b joins by an invite. It carries planner's consent, so the two trust each other at once.")
-	d.run(b, "pilot", "up", "--name", "warehouse", d.invite(first))
+	joined := d.run(b, "pilot", "up", "--name", "warehouse", d.word(first, "pilot://"))
+	warehouse := "http://[" + d.word(joined, "fd") + "]/"
 
 	d.say("An ordinary web server on a, and ordinary programs on b, by name.")
 	serve(c, a, "the plan for today: be reachable\n")
@@ -105,9 +106,11 @@ func demo(c *console) {
 	d.run(b, "pilot", "ping", "planner", "--count", "2", "--interval", "300ms")
 
 	d.say("Host c joins as auditor. It doesn't know warehouse, and warehouse doesn't know it: refused, at once.")
-	d.run(third, "pilot", "up", "--name", "auditor", d.invite(d.run(a, "pilot", "invite")))
+	d.run(third, "pilot", "up", "--name", "auditor", d.word(d.run(a, "pilot", "invite"), "pilot://"))
 	serve(c, b, "12 crates of apples\n")
 	d.refused(third, "curl", "-sS", "--max-time", "5", "http://warehouse/")
+	d.refused(third, "curl", "-sS", "--max-time", "5", warehouse)
+	d.refused(b, "pilot", "ping", "auditor", "--count", "1")
 
 	d.say("The auditor asks, the warehouse approves.")
 	d.run(third, "pilot", "trust", "warehouse", "--reason", "quarterly audit")
@@ -129,7 +132,7 @@ func demo(c *console) {
 		}
 		return nil
 	})
-	d.refused(third, "curl", "-sS", "--max-time", "5", "http://warehouse/")
+	d.refused(third, "curl", "-sS", "--max-time", "5", warehouse)
 
 	d.say("Down: the hosts are as they were.")
 	for _, h := range []*lab.Host{third, b, a} {
