@@ -180,3 +180,25 @@ func searchFiles(t *testing.T, h *Host, secrets []secret) {
 	}
 	t.Logf("%s: searched %d files for %d secrets", h.Name(), searched, len(secrets))
 }
+
+// The search itself must find what it looks for.
+func TestAbuse06SearchFindsEachForm(t *testing.T) {
+	raw := []byte("0123456789abcdefABCDEF~?>=<;:+-*")
+	s := newSecret("key", "", raw)
+	for _, text := range []string{
+		string(raw), hex.EncodeToString(raw), strings.ToUpper(hex.EncodeToString(raw)), base64.StdEncoding.EncodeToString(raw),
+		base64.RawURLEncoding.EncodeToString(raw),
+	} {
+		if !s.in([]byte(`{"x":"` + text + `"}`)) {
+			t.Errorf("not found in %q", text)
+		}
+		for _, file := range []string{text + "\n", `{"version":1,"seed":"` + text + `"}`} {
+			if keys := keysIn([]byte(file)); string(raw) != text && (len(keys) != 1 || !bytes.Equal(keys[0], raw)) {
+				t.Errorf("no key made out in %q: %q", file, keys)
+			}
+		}
+	}
+	if s.in([]byte("0123456789abcdefABCDEF")) {
+		t.Error("found where it is not")
+	}
+}
