@@ -101,11 +101,11 @@ func (d *fakeDaemon) Status(context.Context) (localapi.Status, error) {
 			Endpoints: []netip.AddrPort{netip.MustParseAddrPort("192.0.2.10:7745")},
 		},
 		Coordinator: &localapi.CoordinatorState{
-			Addresses: []string{d.text("192.0.2.10:7745")}, Since: now.Add(-3*time.Minute - time.Second), Error: d.text("connection refused"), NextTry: now.Add(time.Hour),
+			Addresses: []string{d.text("192.0.2.10:7745")}, Since: now.Add(-3*time.Minute - time.Second), Error: d.text("connection refused"), NextTry: now.Add(time.Hour + time.Minute),
 		},
 		Peers: []localapi.PeerStatus{
 			{Name: d.text("warehouse"), FQDN: "warehouse.pilot.internal", Address: addr("b"), Key: identity.AgentPublic{3}, State: localapi.PeerConnected,
-				Path: d.text("direct 192.0.2.7:7745"), RTT: 1.234, RxBytes: 1_200_000, TxBytes: 999, LastHandshake: now.Add(-12 * time.Second)},
+				Path: d.text("direct 192.0.2.7:7745"), RTT: 1.234, RxBytes: 1_200_000, TxBytes: 999, LastHandshake: now.Add(-2*time.Minute - time.Second)},
 			{Name: d.text("auditor"), FQDN: "auditor.pilot.internal", Address: addr("c"), Key: identity.AgentPublic{4}, State: localapi.PeerPending,
 				Problem: &localapi.Problem{Code: localapi.CodeNotTrusted, Message: d.text("you have not consented"), Hint: d.text("pilot trust approve auditor")}},
 		},

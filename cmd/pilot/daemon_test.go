@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"net"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/pilot-protocol/pilot/node/localapi"
+)
+
+// nodeFunc is a node that is one function.
+type nodeFunc func(context.Context) error
+
+func (f nodeFunc) Run(ctx context.Context) error { return f(ctx) }
+
+// withNode makes the fake daemon, or what run does instead, the node of r.
+func withNode(r *running, run nodeFunc) {
+	r.daemon = &fakeDaemon{}
+	r.sys.node = func(dir string) (runner, error) {
+		r.sys.answer(func(ctx context.Context, path string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "unix", path)
+		})
+		if run != nil {
+			return run, nil
+		}
+		return fakeNode{daemon: r.daemon, socket: r.sys.SocketPath(dir)}, nil
+	}
+}
+
+func TestDaemonTellsTheServiceManagerWhenItIsReady(t *testing.T) {
+	r := newRunning(t, nil)
+	withNode(r, nil)
+	notify, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: filepath.Join(r.sys.dir, "notify"), Net: "unixgram"})
+	if err != nil {
+		t.Skip(err) // not on this system
+	}
+	defer notify.Close()
+	t.Setenv("NOTIFY_SOCKET", notify.LocalAddr().String())
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan int, 1)
+	go func() { ended <- r.run(ctx, []string{"pilot", "daemon"}) }()
+	message := make([]byte, 64)
+	n, err := notify.Read(message)
+	if got := string(message[:n]); err != nil || got != "READY=1" {
+		t.Errorf("the service manager is told %q, %v", got, err)
+	}
+	// When it is told so, the socket answers.
+	if _, err := r.clientAt(r.sys.SocketPath(r.sys.dir)).Status(ctx); err != nil {
+		t.Error(err)
+	}
+	cancel()
+	if status := <-ended; status != localapi.ExitOK {
+		t.Errorf("exit status %d: %s", status, r.err.String())
+	}
+}
+
+func TestDaemonLogsWhyItEnded(t *testing.T) {
+	r := newRunning(t, nil)
+	withNode(r, func(context.Context) error {
+		return &localapi.Error{Code: localapi.CodeNoTUN, Message: "no /dev/net/tun", Hint: "load the module tun"}
+	})
+	if status := r.pilot("daemon"); status != localapi.ExitFailure {
+		t.Errorf("exit status %d", status)
+	}
+	var entry map[string]any
+	if err := json.Unmarshal(r.err.Bytes(), &entry); err != nil {
+		t.Fatalf("%v in %s", err, r.err.String())
+	}
+	for key, want := range map[string]string{"msg": endedMessage, "level": "ERROR", "code": localapi.CodeNoTUN, "err": "no /dev/net/tun", "hint": "load the module tun"} {
+		if entry[key] != want {
+			t.Errorf("%s is %v, expected %q", key, entry[key], want)
+		}
+	}
+	r.pilot("daemon", "--log-format", "text")
+	if !strings.Contains(r.err.String(), "code="+localapi.CodeNoTUN) {
+		t.Errorf("as text: %s", r.err.String())
+	}
+}
+
+func TestForegroundEndsWithTheNode(t *testing.T) {
+	r := newRunning(t, nil)
+	withNode(r, func(context.Context) error { return errors.New("the socket is gone") })
+	if status := r.pilot("up", "--foreground"); status != localapi.ExitFailure || !strings.Contains(r.err.String(), "pilot: the socket is gone\n") {
+		t.Errorf("exit status %d: %s", status, r.err.String())
+	}
+}
+
+func TestForegroundEndsBySignal(t *testing.T) {
+	r := newRunning(t, nil)
+	withNode(r, nil)
+	ctx, cancel := context.WithCancel(context.Background())
+	r.stdout = writerFunc(func(b []byte) (int, error) { cancel(); return r.out.Write(b) })
+	if status := r.run(ctx, []string{"pilot", "up", "--foreground"}); status != localapi.ExitOK {
+		t.Errorf("exit status %d: %s", status, r.err.String())
+	}
+	if !strings.HasPrefix(r.out.String(), "network   pilot  (new;") {
+		t.Errorf("it printed %q", r.out.String())
+	}
+}
+
+type writerFunc func([]byte) (int, error)
+
+func (f writerFunc) Write(b []byte) (int, error) { return f(b) }
+
+func TestPingUntilInterrupted(t *testing.T) {
+	r := newRunning(t, &fakeDaemon{state: localapi.StateUp})
+	ctx, cancel := context.WithCancel(context.Background())
+	r.stdout = writerFunc(func(b []byte) (int, error) {
+		if strings.Contains(string(b), "seq=10 ") {
+			cancel()
+		}
+		return r.out.Write(b)
+	})
+	if status := r.run(ctx, []string{"pilot", "ping", "warehouse", "--count", "0", "--interval", "1ms"}); status != localapi.ExitOK {
+		t.Errorf("exit status %d: %s", status, r.err.String())
+	}
+	if !strings.HasSuffix(r.out.String(), "warehouse: 10 sent, 10 received, 0% lost, rtt min/avg/max 1.00 ms / 5.50 ms / 10.0 ms\n") {
+		t.Errorf("it printed\n%s", r.out.String())
+	}
+}
