@@ -128,6 +128,7 @@ func (b *book) save(s *savedNode) {
 		p := b.peers[agent]
 		s.Peers = append(s.Peers, api.Peer{
 			Certificate: p.certificate.Raw(), Tunnel: p.tunnel.Raw(), Record: p.record.Raw(), Observed: p.observed, LastSeen: p.lastSeen,
+			Online: p.online,
 		})
 	}
 	for _, l := range slices.SortedFunc(maps.Keys(b.consents), func(x, y link) int {

@@ -123,12 +123,44 @@ func (n *Node) live(ctx context.Context, m *membership) error {
 	group.Go(func() error { return n.keepFresh(ctx, m) })
 	group.Go(func() error { return n.listen(ctx, m) })
 	group.Go(func() error { return n.watchHost(ctx, m) })
+	group.Go(func() error { n.greet(ctx, m); return nil })
 	err := group.Wait()
 	m.client.CloseIdleConnections()
 	n.mu.Lock()
 	n.member = nil
 	n.mu.Unlock()
 	return err
+}
+
+// greetLimit bounds how many peers are greeted, and greetTime how long that may take.
+const (
+	greetLimit = 32
+	greetTime  = 5 * time.Second
+)
+
+// greet opens sessions with the peers that were reachable when the node ended: theirs with the node's earlier run are
+// dead, and they would notice only after seconds.
+func (n *Node) greet(ctx context.Context, m *membership) {
+	ctx, cancel := context.WithTimeout(ctx, greetTime)
+	defer cancel()
+	var addrs []netip.Addr
+	n.mu.Lock()
+	for _, p := range m.book.plan(planInput{tunnels: m.tunnels, now: n.now()}).overlay.Peers {
+		if m.book.peers[p.Agent].online && len(addrs) < greetLimit {
+			addrs = append(addrs, p.Addr)
+		}
+	}
+	n.mu.Unlock()
+	var group errgroup.Group
+	for _, a := range addrs {
+		group.Go(func() error {
+			_, err := m.engine.overlay.Ping(ctx, a)
+			return err
+		})
+	}
+	if err := group.Wait(); err != nil {
+		n.log.Debug("not all known peers answer", "error", err)
+	}
 }
 
 // reapply hands the plan to the parts below once more.

@@ -149,6 +149,7 @@ func (n *Node) create(ctx context.Context, r localapi.UpRequest) error {
 	if err != nil {
 		return err
 	}
+	listen = chosenPort(listen, c.Addr())
 	key, err := identity.NewJoinKey(rand.Reader)
 	if err != nil {
 		return err
@@ -170,9 +171,13 @@ func (n *Node) create(ctx context.Context, r localapi.UpRequest) error {
 
 // host starts the coordinator in this process. It ends with the daemon.
 func (n *Node) host(ctx context.Context, listen, network string) (*coordinator.Coordinator, error) {
+	var advertise []string // port 0: nobody knows it yet
+	if _, port, err := net.SplitHostPort(listen); err == nil && port != "0" {
+		advertise = n.advertised(listen)
+	}
 	c, err := coordinator.New(coordinator.Options{
 		Listen: listen, StateDir: filepath.Join(n.folder.dir, coordinatorDir), Network: network,
-		Log: n.log.With("part", "coordinator"), Now: n.now, Advertise: n.advertised(listen),
+		Log: n.log.With("part", "coordinator"), Now: n.now, Advertise: advertise,
 	})
 	if errors.Is(err, syscall.EADDRINUSE) {
 		return nil, &localapi.Error{Code: localapi.CodePortTaken, Message: "the coordinator's address " + listen + " is in use",
@@ -182,6 +187,16 @@ func (n *Node) host(ctx context.Context, listen, network string) (*coordinator.C
 		return nil, err
 	}
 	return c, n.start(ctx, c.Run)
+}
+
+// chosenPort puts the port that the system chose in the place of a 0, so that the coordinator keeps it.
+func chosenPort(listen string, a net.Addr) string {
+	host, port, err := net.SplitHostPort(listen)
+	t, ok := a.(*net.TCPAddr)
+	if err != nil || !ok || port != "0" {
+		return listen
+	}
+	return net.JoinHostPort(host, strconv.Itoa(t.Port))
 }
 
 // advertised lists host:port of a coordinator on this host as others reach it.
