@@ -199,7 +199,10 @@ func (n *Node) Run(ctx context.Context) error {
 			}
 		}
 	})
-	if n.saved.Up && n.saved.member() {
+	n.mu.Lock()
+	wanted := n.saved.Up && n.saved.member()
+	n.mu.Unlock()
+	if wanted {
 		group.Go(func() error { n.resume(ctx); return nil })
 	}
 	return group.Wait()

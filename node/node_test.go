@@ -382,7 +382,7 @@ func TestDamagedState(t *testing.T) {
 			t.Fatal(err)
 		}
 		for want, bad := range map[string][][]byte{
-			localapi.CodeStateDamaged: {nil, good[:len(good)/2], []byte("{}x"), bytes.Replace(good, []byte("A"), []byte("B"), 1),
+			localapi.CodeStateDamaged: {nil, good[:len(good)/2], []byte("{}x"), bytes.ReplaceAll(good, []byte("A"), []byte("B")),
 				append([]byte(`{"unknown":1,`), good[1:]...)},
 			localapi.CodeStateVersion: {[]byte(`{"version":99}`)},
 		} {

@@ -170,9 +170,10 @@ func (f folder) tunnelKeys(network identity.AuthorityPublic, agent identity.Agen
 		if err != nil {
 			return nil, damaged(path, err)
 		}
-		if statement.Agent == agent && statement.Tunnel == key.Public() {
-			keys = append(keys, tunnelKey{key: key, statement: statement})
+		if statement.Agent != agent || statement.Tunnel != key.Public() {
+			return nil, damaged(path, errors.New("a key and its statement don't belong together"))
 		}
+		keys = append(keys, tunnelKey{key: key, statement: statement})
 	}
 	return keys, nil
 }
