@@ -74,11 +74,11 @@ func OpenConsent(raw []byte, network AuthorityPublic) (Consent, error) {
 	if err != nil {
 		return Consent{}, fmt.Errorf("consent: %w", err)
 	}
-	if body.Network != network {
-		return Consent{}, fmt.Errorf("consent: %w", ErrNetwork)
-	}
 	if err := verify(body.From); err != nil {
 		return Consent{}, fmt.Errorf("consent: %w", err)
+	}
+	if body.Network != network {
+		return Consent{}, fmt.Errorf("consent: %w", ErrNetwork)
 	}
 	if err := body.check(); err != nil {
 		return Consent{}, fmt.Errorf("consent: %w", err)
@@ -154,11 +154,11 @@ func OpenAcceptance(raw []byte, network AuthorityPublic) (Acceptance, error) {
 	if err != nil {
 		return Acceptance{}, fmt.Errorf("acceptance: %w", err)
 	}
-	if body.Network != network {
-		return Acceptance{}, fmt.Errorf("acceptance: %w", ErrNetwork)
-	}
 	if err := verify(body.Join); err != nil {
 		return Acceptance{}, fmt.Errorf("acceptance: %w", err)
+	}
+	if body.Network != network {
+		return Acceptance{}, fmt.Errorf("acceptance: %w", ErrNetwork)
 	}
 	return body.open(raw), nil
 }

@@ -67,11 +67,11 @@ func OpenTunnelStatement(raw []byte, network AuthorityPublic) (TunnelStatement, 
 	if err != nil {
 		return TunnelStatement{}, fmt.Errorf("tunnel key: %w", err)
 	}
-	if body.Network != network {
-		return TunnelStatement{}, fmt.Errorf("tunnel key: %w", ErrNetwork)
-	}
 	if err := verify(body.Agent); err != nil {
 		return TunnelStatement{}, fmt.Errorf("tunnel key: %w", err)
+	}
+	if body.Network != network {
+		return TunnelStatement{}, fmt.Errorf("tunnel key: %w", ErrNetwork)
 	}
 	if err := body.check(); err != nil {
 		return TunnelStatement{}, fmt.Errorf("tunnel key: %w", err)
@@ -142,11 +142,11 @@ func OpenRecord(raw []byte, network AuthorityPublic) (Record, error) {
 	if err != nil {
 		return Record{}, fmt.Errorf("record: %w", err)
 	}
-	if body.Network != network {
-		return Record{}, fmt.Errorf("record: %w", ErrNetwork)
-	}
 	if err := verify(body.Agent); err != nil {
 		return Record{}, fmt.Errorf("record: %w", err)
+	}
+	if body.Network != network {
+		return Record{}, fmt.Errorf("record: %w", ErrNetwork)
 	}
 	if err := body.check(); err != nil {
 		return Record{}, fmt.Errorf("record: %w", err)

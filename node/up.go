@@ -186,7 +186,17 @@ func (n *Node) host(ctx context.Context, listen, network string) (*coordinator.C
 	if err != nil {
 		return nil, err
 	}
-	return c, n.start(ctx, c.Run)
+	err = n.start(ctx, func(ctx context.Context) error {
+		if err := c.Run(ctx); ctx.Err() == nil {
+			return err
+		}
+		return nil // ended on purpose, perhaps while it was still starting
+	})
+	if err != nil {
+		c.Close()
+		return nil, err
+	}
+	return c, nil
 }
 
 // chosenPort puts the port that the system chose in the place of a 0, so that the coordinator keeps it.
