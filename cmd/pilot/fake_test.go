@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/http"
 	"net/netip"
 	"os"
 	"strings"
@@ -60,6 +61,9 @@ func (d *fakeDaemon) Up(_ context.Context, r localapi.UpRequest) (localapi.UpRes
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.up = append(d.up, r)
+	if r.Name == "breaks" {
+		panic(http.ErrAbortHandler) // the connection ends without an answer
+	}
 	if r.Name == "taken" {
 		e := d.fail(localapi.CodeNameTaken, `the name "taken" belongs to another agent`, "choose another name")
 		e.Suggestion = "taken-2"

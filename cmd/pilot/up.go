@@ -99,6 +99,10 @@ func (p *program) upDaemon(c *cli.Context, request localapi.UpRequest) error {
 		if started {
 			p.endIdle(c.Context, client)
 		}
+		if codeOf(err) == localapi.CodeNotRunning { // it did answer before
+			return &localapi.Error{Code: localapi.CodeInternal, Message: "the daemon broke off before the network was up: " + err.Error(),
+				Hint: "its log may say why: " + p.logPlace(c)}
+		}
 		return err
 	}
 	return p.showUp(c, result)
