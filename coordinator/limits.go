@@ -27,8 +27,9 @@ type limiter[K comparable] struct {
 	rate  rate.Limit
 	burst int
 
-	mu   sync.Mutex
-	keys map[K]*rate.Limiter
+	mu    sync.Mutex
+	keys  map[K]*rate.Limiter
+	swept time.Time
 }
 
 func newLimiter[K comparable](r rate.Limit, burst int) *limiter[K] {
@@ -53,7 +54,12 @@ func (l *limiter[K]) allow(key K, now time.Time) bool {
 	return b.AllowN(now, 1)
 }
 
+// sweep looks at all keys, and so at most once per second: who invents keys must not be able to make it dear.
 func (l *limiter[K]) sweep(now time.Time) {
+	if since := now.Sub(l.swept); since >= 0 && since < time.Second {
+		return
+	}
+	l.swept = now
 	for key, b := range l.keys {
 		if b.TokensAt(now) >= float64(l.burst) {
 			delete(l.keys, key)
