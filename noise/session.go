@@ -27,8 +27,13 @@ const (
 // Flags are the bits in a record's header. They are authenticated but not secret.
 type Flags uint8
 
-// FlagControl marks a plaintext that is a control message of the overlay and not an IP packet.
-const FlagControl Flags = 1
+const (
+	// FlagControl marks a plaintext that is a control message of the overlay and not an IP packet.
+	FlagControl Flags = 1 << iota
+	// FlagPartial marks an IP packet whose TCP or UDP checksum was left to the receiver: what stands there means nothing.
+	// The tag vouches for all bytes up to there; whoever takes the packet out of the tunnel completes it.
+	FlagPartial
+)
 
 // Session is one end of a tunnel between two agents. All its methods are safe for concurrent use: many may Seal and
 // many may Open at once, and neither allocates, nor touches a lock of the Machine.

@@ -197,7 +197,7 @@ func FuzzAbuse15Accept(f *testing.F) {
 	w := newWorld(f)
 	a, b := w.idleNode(w.agent(), addrA), w.idleNode(w.agent(), addrB)
 	b.know(a, &policy.Grant{Ports: []identity.PortRange{{Proto: 6, First: 80, Last: 80}}}, &policy.Grant{}).set()
-	in := newInbound(b.o, 1)
+	in := newInbound(b.o)
 	in.snap, in.now = b.o.snap.Load(), b.o.now()
 	s := &session{link: in.snap.routes[addresses(b.addr, a.addr)].link}
 	f.Add(uint8(6), tcpPacket(a.addr, b.addr, 1000, 80, packet.SYN)[40:])
@@ -206,7 +206,8 @@ func FuzzAbuse15Accept(f *testing.F) {
 	b.o.limiter = drainedLimiter(in) // refusals would need a session to travel in
 	f.Fuzz(func(t *testing.T, next uint8, body []byte) {
 		p := ipPacket(a.addr, b.addr, next, body)
-		if !in.accept(s, p) {
+		var info packet.Info
+		if !in.accept(s, p, 0, 0, &info) {
 			return
 		}
 		for (next == packet.HopByHop || next == packet.DestOptions) && len(body) >= 8 {

@@ -5,8 +5,6 @@ package overlay
 import (
 	"sync"
 	"time"
-
-	"github.com/pilot-protocol/pilot/tun"
 )
 
 // A kernel drops an ICMPv6 error about a TCP connection whose socket it has locked at that moment. While a program is
@@ -21,7 +19,7 @@ const (
 )
 
 type echo struct {
-	buf    [tun.Headroom + echoSize]byte
+	buf    [echoSize]byte
 	n      int // length of the error
 	due    time.Duration
 	second bool
@@ -42,7 +40,7 @@ func (e *echoes) add(p []byte, now time.Duration) {
 	e.mu.Lock()
 	if e.used < echoLimit {
 		x := &e.list[e.used]
-		x.n, x.due, x.second = copy(x.buf[tun.Headroom:], p), now+echoFirst, false
+		x.n, x.due, x.second = copy(x.buf[:], p), now+echoFirst, false
 		e.used++
 	}
 	e.mu.Unlock()
@@ -82,7 +80,7 @@ func (o *Overlay) runEchoes(now moment) time.Duration {
 			return next
 		}
 		o.mu.Lock()
-		o.control.answers.write(x.buf[:tun.Headroom+x.n])
+		o.control.answers.write(x.buf[:x.n])
 		o.mu.Unlock()
 	}
 }

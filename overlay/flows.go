@@ -204,3 +204,40 @@ func (b *flowBucket) victim(now time.Duration) *flow {
 	}
 	return oldest
 }
+
+// recent is the route and the flow that a loop found last. It is kept for the packets that are handled with one reading of
+// the clock and the snapshot, most of which are of one flow.
+type recent struct {
+	found bool
+	key   packet.Addresses
+	last  route
+
+	allowed          bool
+	proto            uint8
+	srcPort, dstPort uint16
+}
+
+// route finds the route between a local agent and a peer.
+func (c *recent) route(snap *snapshot, key *packet.Addresses) (route, bool) {
+	if c.found && c.key == *key {
+		return c.last, true
+	}
+	r, ok := snap.routes[*key]
+	*c = recent{found: ok, key: *key, last: r}
+	return r, ok
+}
+
+// flow reports whether a packet on the route that was found last is of the flow that was permitted last, and says nothing
+// that the flow table must know.
+func (c *recent) flow(info *packet.Info) bool {
+	return c.allowed && info.Proto == c.proto && info.SrcPort == c.srcPort && info.DstPort == c.dstPort && plain(info)
+}
+
+// permitted notes that a packet on the route that was found last was permitted.
+func (c *recent) permitted(info *packet.Info) {
+	c.allowed, c.proto, c.srcPort, c.dstPort = plain(info), info.Proto, info.SrcPort, info.DstPort
+}
+
+func plain(info *packet.Info) bool {
+	return info.Transport() && info.TCPFlags&(packet.SYN|packet.FIN|packet.RST) == 0
+}

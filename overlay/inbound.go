@@ -11,107 +11,176 @@ import (
 	"runtime"
 
 	"github.com/pilot-protocol/pilot/noise"
+	"github.com/pilot-protocol/pilot/overlay/burst"
 	"github.com/pilot-protocol/pilot/overlay/packet"
 	"github.com/pilot-protocol/pilot/policy"
 	"github.com/pilot-protocol/pilot/tun"
 	"github.com/pilot-protocol/pilot/underlay"
 )
 
-// A record's way in: receive in a burst, find the session by the record's index, open, check that the packet inside is
-// from the session's agent and for its local agent, ask the flow table, write what is left to the device together.
+// A record's way in: receive in bursts, find the session by the record's index, open it where it lies, check that the
+// packet inside is from the session's agent and for its local agent, ask the flow table, join what follows one another in a
+// flow, give it to the device.
 
-const receiveBurst = 32
+// receiveBurst is how many bursts are received at once. Only those that come make memory of it resident.
+const receiveBurst = 64
 
 // inbound is the state of a loop from underlay to device.
 type inbound struct {
-	o     *Overlay
-	snap  *snapshot
-	now   moment
-	plain [][]byte // buffers for opened packets, with headroom
-	ready [][]byte // opened packets that go to the device
+	o      *Overlay
+	snap   *snapshot
+	now    moment
+	recent recent
+	run    run
+	join   burst.Joiner
+	one    [1][]byte
+	err    error // the device is closed
 }
 
-func newInbound(o *Overlay, burst int) *inbound {
-	return &inbound{o: o, plain: buffers(burst, o.bufferSize()), ready: make([][]byte, 0, burst)}
+// run is records in a row of one session that came along one path.
+type run struct {
+	s              *session
+	path           underlay.Path
+	newest         uint64 // highest counter
+	packets, bytes uint64 // accepted
+	data           bool   // there was a packet
+}
+
+func newInbound(o *Overlay) *inbound {
+	return &inbound{o: o, join: burst.Joiner{Offloads: o.device.Offloads()}}
 }
 
 func (o *Overlay) inboundLoop(ctx context.Context, loop int) error {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	b := newInbound(o, receiveBurst)
-	bufs, sizes := buffers(receiveBurst, o.bufferSize()), make([]int, receiveBurst)
-	paths := make([]underlay.Path, receiveBurst)
+	b := newInbound(o)
+	bursts := make([]underlay.Burst, receiveBurst)
+	for i, buf := range buffers(receiveBurst, underlay.ReceiveSize) {
+		bursts[i].Data = buf
+	}
 	for {
-		n, err := o.under.Receive(loop, bufs, sizes, paths)
+		n, err := o.under.Receive(loop, bursts)
+		if err == nil {
+			err = b.receive(bursts[:n])
+		}
 		if err != nil {
 			if ended(ctx, err) {
 				return nil
 			}
 			return fmt.Errorf("overlay: %w", err)
 		}
-		if err := b.receive(bufs[:n], sizes, paths); err != nil {
-			if ended(ctx, err) {
-				return nil
+	}
+}
+
+// receive takes what came, and writes into it. Its error means that the device is closed.
+func (b *inbound) receive(bursts []underlay.Burst) error {
+	b.snap, b.now, b.recent = b.o.snap.Load(), b.o.now(), recent{}
+	for i := range bursts {
+		in := &bursts[i]
+		for d := range in.Each {
+			switch noise.Kind(d) {
+			case noise.KindRecord:
+				b.receiveRecord(d, in)
+			case noise.KindHandshake:
+				b.o.offerHandshake(d, in.Path)
+			default:
+				b.o.counters.drop(DropDatagram)
 			}
-			return fmt.Errorf("overlay: %w", err)
 		}
 	}
+	b.flush()
+	b.settle()
+	return b.err
 }
 
-// receive takes a burst of datagrams. Its error means that the device is closed.
-func (b *inbound) receive(bufs [][]byte, sizes []int, paths []underlay.Path) error {
-	b.snap, b.now, b.ready = b.o.snap.Load(), b.o.now(), b.ready[:0]
-	for i, buf := range bufs {
-		d := buf[:sizes[i]]
-		switch noise.Kind(d) {
-		case noise.KindRecord:
-			b.receiveRecord(d, &paths[i])
-		case noise.KindHandshake:
-			b.o.offerHandshake(d, paths[i])
-		default:
-			b.o.counters.drop(DropDatagram)
-		}
-	}
-	if len(b.ready) == 0 {
-		return nil
-	}
-	if _, err := b.o.device.Write(b.ready, tun.Headroom); err != nil {
-		b.o.counters.drop(DropDevice)
-		if errors.Is(err, os.ErrClosed) {
-			return err
-		}
-	}
-	return nil
-}
-
-func (b *inbound) receiveRecord(d []byte, path *underlay.Path) {
-	s := b.o.sessions.get(noise.RecordIndex(d))
+func (b *inbound) receiveRecord(d []byte, in *underlay.Burst) {
+	s := b.session(noise.RecordIndex(d))
 	if s == nil {
 		b.o.counters.drop(DropUnknownSession)
 		return
 	}
-	buf := b.plain[len(b.ready)]
-	opened, flags, err := s.noise.Open(buf[:tun.Headroom], d)
+	p, flags, err := s.noise.Open(d[noise.HeaderSize:noise.HeaderSize], d)
 	if err != nil {
 		b.o.counters.drop(dropOfOpen(err))
 		return
 	}
-	p := opened[tun.Headroom:]
-	control := flags&noise.FlagControl != 0
-	s.link.heard(b.now.at, !control)
-	b.o.follow(s, binary.BigEndian.Uint64(d[8:16]), path)
-	if s.link.unconfirmed.Load() {
-		s.link.unconfirmed.Store(false)
-		b.o.wakes.add(s.link)
+	if s != b.run.s || b.run.path != in.Path {
+		b.settle()
+		b.run.s, b.run.path = s, in.Path
 	}
-	if control {
+	b.run.newest = max(b.run.newest, binary.BigEndian.Uint64(d[8:16]))
+	if flags&noise.FlagControl != 0 {
+		b.settle()
 		b.o.receiveMessage(s, p, b.now)
 		return
 	}
-	if b.accept(s, p) {
-		b.ready = append(b.ready, opened)
-		s.link.rxPackets.Add(1)
-		s.link.rxBytes.Add(uint64(len(p)))
+	b.run.data = true
+	var info packet.Info
+	if b.accept(s, p, flags, in.Class, &info) {
+		b.run.packets++
+		b.run.bytes += uint64(len(p))
+		b.deliver(p, flags, &info)
+	}
+}
+
+// session finds the session of a record. Neighbours have the same one.
+func (b *inbound) session(index uint32) *session {
+	if s := b.run.s; s != nil && s.noise.LocalIndex() == index {
+		return s
+	}
+	return b.o.sessions.get(index)
+}
+
+// settle tells the session what came in a row.
+func (b *inbound) settle() {
+	r := &b.run
+	if r.s == nil {
+		return
+	}
+	l := r.s.link
+	l.heard(b.now.at, r.data)
+	b.o.follow(r.s, r.newest, &r.path)
+	if l.unconfirmed.Load() {
+		l.unconfirmed.Store(false)
+		b.o.wakes.add(l)
+	}
+	if r.packets > 0 {
+		l.rxPackets.Add(r.packets)
+		l.rxBytes.Add(r.bytes)
+	}
+	*r = run{}
+}
+
+// deliver gives a packet to the device, at once or with those that follow it.
+func (b *inbound) deliver(p []byte, flags noise.Flags, info *packet.Info) {
+	if flags&noise.FlagPartial != 0 && b.join.Offloads&tun.OffloadChecksum != 0 {
+		if !b.join.Add(p, info) {
+			b.flush()
+			b.join.Add(p, info)
+		}
+		return
+	}
+	b.flush() // in the order in which they came
+	if flags&noise.FlagPartial != 0 {
+		packet.Complete(p, info)
+	}
+	b.one[0] = p
+	b.write(nil, b.one[:])
+}
+
+// flush gives the device what was joined.
+func (b *inbound) flush() {
+	if !b.join.Empty() {
+		b.write(b.join.Take())
+	}
+}
+
+func (b *inbound) write(h *tun.Header, pieces [][]byte) {
+	if err := b.o.device.Write(h, pieces); err != nil {
+		b.o.counters.drop(DropDevice)
+		if errors.Is(err, os.ErrClosed) {
+			b.err = err
+		}
 	}
 }
 
@@ -152,10 +221,13 @@ func (o *Overlay) move(s *session, old *underlay.Path, path underlay.Path) {
 }
 
 // accept decides about an opened packet.
-func (b *inbound) accept(s *session, p []byte) bool {
-	var info packet.Info
-	if err := packet.Parse(p, &info); err != nil {
+func (b *inbound) accept(s *session, p []byte, flags noise.Flags, class uint8, info *packet.Info) bool {
+	if err := packet.Parse(p, info); err != nil {
 		b.o.counters.drop(dropOf(err))
+		return false
+	}
+	if flags&noise.FlagPartial != 0 && !info.Transport() {
+		b.o.counters.drop(DropMalformed)
 		return false
 	}
 	l := s.link
@@ -167,15 +239,23 @@ func (b *inbound) accept(s *session, p []byte) bool {
 		}
 		return false
 	}
-	r, ok := b.snap.routes[l.out]
+	r, ok := b.recent.route(b.snap, &l.out)
 	if !ok || r.link != l {
 		b.o.counters.drop(DropUnknownPeer)
 		return false
 	}
-	q := question{local: l.out, peer: l.addr, rules: r.rules, generation: b.snap.generation, now: b.now}
-	if v := b.o.flows.permit(&q, p, &info); v != policy.Allow {
-		b.o.counters.deniedIn[v].Add(1)
-		b.o.refuse(s, v, p, &info, b.now)
+	if !b.recent.flow(info) {
+		q := question{local: l.out, peer: l.addr, rules: r.rules, generation: b.snap.generation, now: b.now}
+		if v := b.o.flows.permit(&q, p, info); v != policy.Allow {
+			b.o.counters.deniedIn[v].Add(1)
+			b.settle() // the answer goes where this came from
+			b.o.refuse(s, v, p, info, b.now)
+			return false
+		}
+		b.recent.permitted(info)
+	}
+	if !packet.Congest(p, class) {
+		b.o.counters.drop(DropECN)
 		return false
 	}
 	return true

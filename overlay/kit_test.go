@@ -103,12 +103,18 @@ func (w *world) arrive(from, to netip.AddrPort, d []byte) {
 	}
 }
 
-func (p *port) Receive(_ int, bufs [][]byte, sizes []int, paths []underlay.Path) (int, error) {
+func (p *port) SendBurst(b *underlay.Burst) error {
+	return p.Send(b.Path, slices.Collect(b.Each))
+}
+
+func (p *port) Receive(_ int, bursts []underlay.Burst) (int, error) {
 	select {
 	case <-p.closed:
 		return 0, net.ErrClosed
 	case a := <-p.in:
-		sizes[0], paths[0] = copy(bufs[0], a.datagram), a.path
+		b := &bursts[0]
+		b.Data = append(b.Data[:0], a.datagram...)
+		b.Size, b.Path, b.Class = len(b.Data), a.path, 0
 		return 1, nil
 	}
 }

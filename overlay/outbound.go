@@ -6,23 +6,30 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"net/netip"
 	"os"
 	"runtime"
 
 	"github.com/pilot-protocol/pilot/identity"
 	"github.com/pilot-protocol/pilot/noise"
+	"github.com/pilot-protocol/pilot/overlay/burst"
 	"github.com/pilot-protocol/pilot/overlay/packet"
 	"github.com/pilot-protocol/pilot/policy"
 	"github.com/pilot-protocol/pilot/tun"
 	"github.com/pilot-protocol/pilot/underlay"
 )
 
-// A packet's way out: read from the device in a burst, find the link by source and destination, ask the flow table, seal
-// into the send buffer, send neighbours with the same path together.
+// A packet's way out: read from the device, alone or as one of a burst that the kernel has not cut; find the link by source
+// and destination; ask the flow table, once for a burst; seal each segment into the send buffer; send neighbours with the
+// same path and length together. Small packets are collected as long as the device has more, and never waited for.
 
-// minBuffer is room for a packet of the usual MTU; larger MTUs get more.
-const minBuffer = 2048
+const (
+	// minBuffer is room for an error about a packet.
+	minBuffer = 2048
+	// readBudget is after how many packets the clock and the snapshot are read again, though the device has more.
+	readBudget = 256
+)
 
 // outbound is the state of the loop from device to underlay.
 type outbound struct {
@@ -30,86 +37,99 @@ type outbound struct {
 	answers answerer
 	snap    *snapshot
 	now     moment
+	recent  recent
 
-	// The batch: sealed datagrams that share a path.
-	path      underlay.Path
-	datagrams [][]byte
-	sealed    [][]byte // buffers, one for each packet of a burst
+	in     []byte
+	header tun.Header
+	cutter burst.Cutter
+
+	// The send buffer: sealed records of one path, of one length but for the last.
+	burst   underlay.Burst
+	path    *underlay.Path // what burst.Path is a copy of
+	records int
+	full    bool // the last one was shorter
+
+	// What was sealed since the counters were told.
+	session        *session
+	packets, bytes uint64
 }
 
-func newOutbound(o *Overlay, burst int) *outbound {
-	b := &outbound{o: o, datagrams: make([][]byte, 0, burst), sealed: buffers(burst, o.bufferSize())}
+func newOutbound(o *Overlay) *outbound {
+	b := &outbound{o: o, in: make([]byte, tun.MaxPacket)}
+	b.burst.Data = make([]byte, 0, max(underlay.MaxBurst, o.mtu+noise.Overhead))
 	b.answers.init(o)
 	return b
-}
-
-func (o *Overlay) bufferSize() int { return max(minBuffer, o.mtu+noise.Overhead+tun.Headroom) }
-
-func buffers(n, size int) [][]byte {
-	slab := make([]byte, n*size)
-	bufs := make([][]byte, n)
-	for i := range bufs {
-		bufs[i] = slab[i*size : (i+1)*size : (i+1)*size]
-	}
-	return bufs
 }
 
 func (o *Overlay) outboundLoop(ctx context.Context) error {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	burst := max(1, o.device.BatchSize())
-	b := newOutbound(o, burst)
-	bufs, sizes := buffers(burst, o.bufferSize()), make([]int, burst)
+	b := newOutbound(o)
 	for {
-		n, err := o.device.Read(bufs, sizes, 0)
+		n, err := o.device.Read(b.in, &b.header, true)
+		if err == nil {
+			b.begin()
+			for budget := readBudget; n > 0 && err == nil; budget-- {
+				b.send(b.in[:n], &b.header)
+				if n = 0; budget > 0 {
+					n, err = o.device.Read(b.in, &b.header, false)
+				}
+			}
+			b.flush()
+		}
 		if err != nil {
 			if ended(ctx, err) {
 				return nil
 			}
 			return fmt.Errorf("overlay: %w", err)
 		}
-		b.send(bufs[:n], sizes)
 	}
 }
 
-// send takes a burst of packets from the device.
-func (b *outbound) send(bufs [][]byte, sizes []int) {
-	b.snap, b.now = b.o.snap.Load(), b.o.now()
-	for i, buf := range bufs {
-		b.sendOne(buf[:sizes[i]])
-	}
-	b.flush()
+// begin reads the clock and the state for the packets that follow.
+func (b *outbound) begin() {
+	b.snap, b.now, b.recent = b.o.snap.Load(), b.o.now(), recent{}
 }
 
-func (b *outbound) sendOne(p []byte) {
+// send takes a packet or a burst from the device, and may write into it.
+func (b *outbound) send(p []byte, h *tun.Header) {
 	var info packet.Info
 	if err := packet.Parse(p, &info); err != nil {
 		b.o.counters.drop(dropOf(err))
 		return
 	}
-	key := packet.AddressesOf(p)
-	r, ok := b.snap.routes[key]
-	if !ok {
-		b.elsewhere(p, &info, key)
+	if h.Kind != tun.KindPacket && b.cutter.Reset(p, h, &info) != nil {
+		b.o.counters.drop(DropMalformed)
 		return
 	}
-	if len(p) > b.o.mtu {
+	key := packet.AddressesOf(p)
+	r, ok := b.recent.route(b.snap, &key)
+	if !ok {
+		b.elsewhere(p, h, &info, key)
+		return
+	}
+	if h.Kind == tun.KindPacket && len(p) > b.o.mtu || h.Kind != tun.KindPacket && b.cutter.Longest() > b.o.mtu {
 		b.o.counters.drop(DropTooBig)
 		b.answers.tooBig(p, &info, b.snap, b.now)
 		return
 	}
-	q := question{local: key, peer: r.link.addr, rules: r.rules, generation: b.snap.generation, now: b.now, outbound: true}
-	if v := b.o.flows.permit(&q, p, &info); v != policy.Allow {
-		b.o.counters.deniedOut[v].Add(1)
-		b.answers.deny(p, &info, b.snap.service, b.now)
-		return
+	if !b.recent.flow(&info) {
+		q := question{local: key, peer: r.link.addr, rules: r.rules, generation: b.snap.generation, now: b.now, outbound: true}
+		if v := b.o.flows.permit(&q, p, &info); v != policy.Allow {
+			b.o.counters.deniedOut[v].Add(1)
+			b.answers.deny(p, &info, b.snap.service, b.now)
+			return
+		}
+		b.recent.permitted(&info)
 	}
 	s := r.link.current.Load()
 	if s == nil {
-		b.o.enqueue(r.link, p)
+		for whole := range b.complete(p, h, &info) {
+			b.o.enqueue(r.link, whole)
+		}
 		return
 	}
-	b.seal(s, p)
+	b.sealAll(s, p, h, &info)
 }
 
 func dropOf(err error) Drop {
@@ -117,6 +137,25 @@ func dropOf(err error) Drop {
 		return DropRoutingHeader
 	}
 	return DropMalformed
+}
+
+// complete returns the packets of a packet or burst, each with its checksum, for those who want nothing less.
+func (b *outbound) complete(p []byte, h *tun.Header, info *packet.Info) iter.Seq[[]byte] {
+	return func(yield func([]byte) bool) {
+		if h.Kind == tun.KindPacket {
+			if h.Partial {
+				packet.CompleteAt(p, int(h.Start), int(h.Offset))
+			}
+			yield(p)
+			return
+		}
+		for s := b.cutter.Next(); s != nil; s = b.cutter.Next() {
+			packet.Complete(s, info)
+			if !yield(s) {
+				return
+			}
+		}
+	}
 }
 
 // enqueue keeps a packet until control has made a session.
@@ -127,38 +166,81 @@ func (o *Overlay) enqueue(l *link, p []byte) {
 	o.wakes.add(l)
 }
 
-func (b *outbound) seal(s *session, p []byte) {
-	path := s.path.Load()
-	if len(b.datagrams) > 0 && b.path != *path {
+// sealAll seals a packet, or the segments of a burst.
+func (b *outbound) sealAll(s *session, p []byte, h *tun.Header, info *packet.Info) {
+	if h.Kind != tun.KindPacket {
+		for segment := b.cutter.Next(); segment != nil; segment = b.cutter.Next() {
+			b.seal(s, segment, noise.FlagPartial)
+		}
+		b.flush() // nothing is won by waiting for more of this size
+		return
+	}
+	flags := noise.Flags(0)
+	if h.Partial {
+		if info.Transport() && int(h.Start) == info.Upper && int(h.Offset) == info.ChecksumOffset() {
+			flags = noise.FlagPartial
+		} else {
+			packet.CompleteAt(p, int(h.Start), int(h.Offset))
+		}
+	}
+	b.seal(s, p, flags)
+}
+
+// seal appends a record to the send buffer. The class of the packet goes to the outer header, as RFC 6040, section 4.1
+// (normal mode) has it for ECN; a buffer has one class.
+func (b *outbound) seal(s *session, p []byte, flags noise.Flags) {
+	size, class, path := len(p)+noise.Overhead, p[0]<<4|p[1]>>4, s.path.Load()
+	u := &b.burst
+	if len(u.Data) > 0 && (b.full || size > u.Size || path != b.path || class != u.Class ||
+		b.records == underlay.MaxSegments || len(u.Data)+size > underlay.MaxBurst) {
 		b.flush()
 	}
-	b.path = *path
-	record, err := s.noise.Seal(b.sealed[len(b.datagrams)][:0], 0, p)
+	if s != b.session {
+		b.count()
+		b.session = s
+	}
+	data, err := s.noise.Seal(u.Data, flags, p)
 	if err != nil {
 		b.o.counters.drop(DropSeal)
 		return
 	}
-	b.datagrams = append(b.datagrams, record)
-	s.link.sent(b.now.at, true, true)
-	s.link.txPackets.Add(1)
-	s.link.txBytes.Add(uint64(len(p)))
-	if len(b.datagrams) == len(b.sealed) {
-		b.flush()
+	if len(u.Data) == 0 {
+		u.Path, u.Size, u.Class, b.path = *path, size, class, path
 	}
+	u.Data = data
+	b.records++
+	b.full = size < u.Size
+	b.packets++
+	b.bytes += uint64(len(p))
 }
 
+// flush sends the send buffer.
 func (b *outbound) flush() {
-	if len(b.datagrams) == 0 {
+	b.count()
+	if len(b.burst.Data) == 0 {
 		return
 	}
-	if err := b.o.under.Send(b.path, b.datagrams); err != nil {
+	if err := b.o.under.SendBurst(&b.burst); err != nil {
 		b.o.counters.drop(DropSend)
 	}
-	b.datagrams = b.datagrams[:0]
+	b.burst.Data, b.records, b.full = b.burst.Data[:0], 0, false
+}
+
+// count tells the link's counters what was sealed.
+func (b *outbound) count() {
+	if b.session == nil {
+		return
+	}
+	if l := b.session.link; b.packets > 0 {
+		l.sent(b.now.at, true, true)
+		l.txPackets.Add(b.packets)
+		l.txBytes.Add(b.bytes)
+	}
+	b.session, b.packets, b.bytes = nil, 0, 0
 }
 
 // elsewhere handles a packet that is not from one of our agents to a peer.
-func (b *outbound) elsewhere(p []byte, info *packet.Info, key packet.Addresses) {
+func (b *outbound) elsewhere(p []byte, h *tun.Header, info *packet.Info, key packet.Addresses) {
 	c, dst := &b.o.counters, key.Destination()
 	if dst[0] == 0xff {
 		c.drop(DropNotUnicast)
@@ -169,7 +251,9 @@ func (b *outbound) elsewhere(p []byte, info *packet.Info, key packet.Addresses) 
 		return
 	}
 	if dst == b.snap.service && b.o.stack != nil {
-		b.o.stack.Deliver(p)
+		for whole := range b.complete(p, h, info) {
+			b.o.stack.Deliver(whole)
+		}
 		return
 	}
 	addr := netip.AddrFrom16(dst)
@@ -202,7 +286,7 @@ func (a *answerer) deny(p []byte, info *packet.Info, source [16]byte, now moment
 	if !packet.MayAnswer(p, info) || !a.o.limiter.Allow([16]byte(p[24:40]), now.at) {
 		return
 	}
-	if r, ok := packet.AppendReset(a.buf[:tun.Headroom], p, info); ok {
+	if r, ok := packet.AppendReset(a.buf[:0], p, info); ok {
 		a.write(r)
 		return
 	}
@@ -216,34 +300,35 @@ func (a *answerer) unreachable(p []byte, info *packet.Info, code packet.Code, so
 }
 
 func (a *answerer) writeUnreachable(p []byte, info *packet.Info, code packet.Code, source [16]byte, now moment) {
-	e := packet.AppendUnreachable(a.buf[:tun.Headroom], source, code, p)
+	e := packet.AppendUnreachable(a.buf[:0], source, code, p)
 	if info.Proto == packet.TCP && info.TCPFlags&(packet.SYN|packet.ACK) == packet.SYN {
-		a.o.echoes.add(e[tun.Headroom:], now.at) // before write, which may change it
+		a.o.echoes.add(e, now.at)
 	}
 	a.write(e)
 }
 
 func (a *answerer) tooBig(p []byte, info *packet.Info, snap *snapshot, now moment) {
 	if packet.MayAnswer(p, info) && a.o.limiter.Allow([16]byte(p[24:40]), now.at) {
-		a.write(packet.AppendTooBig(a.buf[:tun.Headroom], snap.service, uint32(a.o.mtu), p))
+		a.write(packet.AppendTooBig(a.buf[:0], snap.service, uint32(a.o.mtu), p))
 	}
 }
 
 func (a *answerer) write(p []byte) {
 	a.one[0] = p
-	if _, err := a.o.device.Write(a.one[:], tun.Headroom); err != nil {
+	if err := a.o.device.Write(nil, a.one[:]); err != nil {
 		a.o.counters.drop(DropDevice)
 	}
 }
 
+// stackBurst is how many packets are taken from the userspace stack at once.
+const stackBurst = 64
+
 // stackLoop carries the userspace stack's packets to local programs, and to nobody else.
 func (o *Overlay) stackLoop(ctx context.Context) error {
-	burst := max(1, o.device.BatchSize())
-	size := o.bufferSize()
-	bufs, sizes := buffers(burst, size), make([]int, burst)
-	ready := make([][]byte, 0, burst)
+	bufs, sizes := buffers(stackBurst, max(minBuffer, o.mtu)), make([]int, stackBurst)
+	one := make([][]byte, 1)
 	for {
-		n, err := o.stack.ReadPackets(ctx, bufs, sizes, tun.Headroom)
+		n, err := o.stack.ReadPackets(ctx, bufs, sizes, 0)
 		if err != nil {
 			if ctx.Err() != nil {
 				return nil
@@ -251,22 +336,26 @@ func (o *Overlay) stackLoop(ctx context.Context) error {
 			return fmt.Errorf("overlay: %w", err)
 		}
 		snap := o.snap.Load()
-		ready = ready[:0]
 		for i := range n {
-			p := bufs[i][:tun.Headroom+sizes[i]]
-			if !snap.fromService(p[tun.Headroom:]) {
+			one[0] = bufs[i][:sizes[i]]
+			if !snap.fromService(one[0]) {
 				o.counters.drop(DropStack)
 				continue
 			}
-			ready = append(ready, p)
-		}
-		if len(ready) == 0 {
-			continue
-		}
-		if _, err := o.device.Write(ready, tun.Headroom); err != nil && !errors.Is(err, os.ErrClosed) {
-			o.counters.drop(DropDevice)
+			if err := o.device.Write(nil, one); err != nil && !errors.Is(err, os.ErrClosed) {
+				o.counters.drop(DropDevice)
+			}
 		}
 	}
+}
+
+func buffers(n, size int) [][]byte {
+	slab := make([]byte, n*size)
+	bufs := make([][]byte, n)
+	for i := range bufs {
+		bufs[i] = slab[i*size : (i+1)*size : (i+1)*size]
+	}
+	return bufs
 }
 
 // fromService reports whether a packet goes from the service address to a local agent.

@@ -38,8 +38,11 @@ import (
 type Underlay interface {
 	// Send sends datagrams along a path, in order. It does not keep them.
 	Send(p underlay.Path, datagrams [][]byte) error
-	// Receive waits for datagrams of one loop; the error is net.ErrClosed after Close.
-	Receive(loop int, bufs [][]byte, sizes []int, paths []underlay.Path) (int, error)
+	// SendBurst sends the datagrams of a burst, of at most underlay.MaxBurst bytes and underlay.MaxSegments datagrams. It
+	// does not keep it.
+	SendBurst(b *underlay.Burst) error
+	// Receive waits for datagrams of one loop, and fills bursts; the error is net.ErrClosed after Close.
+	Receive(loop int, bursts []underlay.Burst) (int, error)
 	// Loops is how many goroutines may call Receive, each with its own number from 0.
 	Loops() int
 	// Close ends Receive. It may be called more than once.

@@ -20,7 +20,9 @@ import (
 type sink struct {
 	keep      bool
 	datagrams [][]byte
-	packets   int
+	packets   int // pieces written to the device
+	writes    int
+	offloads  tun.Offloads
 }
 
 func (s *sink) Send(_ underlay.Path, datagrams [][]byte) error {
@@ -32,20 +34,27 @@ func (s *sink) Send(_ underlay.Path, datagrams [][]byte) error {
 	return nil
 }
 
-func (s *sink) Receive(int, [][]byte, []int, []underlay.Path) (int, error) { return 0, net.ErrClosed }
-func (s *sink) Loops() int                                                 { return 1 }
-func (s *sink) Close() error                                               { return nil }
-func (s *sink) Read([][]byte, []int, int) (int, error)                     { return 0, net.ErrClosed }
-func (s *sink) BatchSize() int                                             { return 64 }
-func (s *sink) Name() string                                               { return "sink" }
-func (s *sink) MTU() int                                                   { return 1420 }
-
-func (s *sink) Write(bufs [][]byte, offset int) (int, error) {
-	if offset != tun.Headroom {
-		panic("no headroom")
+func (s *sink) SendBurst(b *underlay.Burst) error {
+	if s.keep {
+		for d := range b.Each {
+			s.datagrams = append(s.datagrams, bytes.Clone(d))
+		}
 	}
-	s.packets += len(bufs)
-	return len(bufs), nil
+	return nil
+}
+
+func (s *sink) Receive(int, []underlay.Burst) (int, error)  { return 0, net.ErrClosed }
+func (s *sink) Loops() int                                  { return 1 }
+func (s *sink) Close() error                                { return nil }
+func (s *sink) Read([]byte, *tun.Header, bool) (int, error) { return 0, net.ErrClosed }
+func (s *sink) Offloads() tun.Offloads                      { return s.offloads }
+func (s *sink) Name() string                                { return "sink" }
+func (s *sink) MTU() int                                    { return 1420 }
+
+func (s *sink) Write(h *tun.Header, pieces [][]byte) error {
+	s.writes++
+	s.packets += len(pieces)
+	return nil
 }
 
 func (s *sink) take() [][]byte {
@@ -96,7 +105,7 @@ func openPolicy(me, to *agent) map[identity.AgentPublic]*policy.Compiled {
 // connect makes the session by hand: what the goroutines of Run do.
 func (s *still) connect() *still {
 	packets := [][]byte{udpPacket(s.pa.addr, s.pb.addr, 1, 2, "first")}
-	newOutbound(s.a, 1).send(packets, []int{len(packets[0])})
+	sendAll(newOutbound(s.a), packets)
 	s.a.runTimers(s.a.now())
 	for _, d := range s.sa.take() {
 		s.b.handleHandshake(arrival{d, s.fromA})
@@ -104,7 +113,7 @@ func (s *still) connect() *still {
 	for _, d := range s.sb.take() {
 		s.a.handleHandshake(arrival{d, s.toB})
 	}
-	s.feed(newInbound(s.b, 1), s.sa.take())
+	s.feed(newInbound(s.b), s.sa.take())
 	s.b.runTimers(s.b.now())
 	for _, o := range []*Overlay{s.a, s.b} {
 		for _, r := range o.snap.Load().routes {
@@ -118,30 +127,41 @@ func (s *still) connect() *still {
 }
 
 func (s *still) feed(in *inbound, records [][]byte) {
-	sizes, paths := make([]int, len(records)), make([]underlay.Path, len(records))
-	for i, r := range records {
-		sizes[i], paths[i] = len(r), s.fromA
-	}
-	if err := in.receive(records, sizes, paths); err != nil {
+	if err := in.receive(s.bursts(records)); err != nil {
 		s.tb.Fatal(err)
 	}
 }
 
-func (s *still) burst(n, size int) (bufs [][]byte, sizes []int) {
-	for range n {
-		p := udpPacket(s.pa.addr, s.pb.addr, 1000, 2000, string(make([]byte, size-48)))
-		bufs, sizes = append(bufs, p), append(sizes, len(p))
+func (s *still) bursts(records [][]byte) []underlay.Burst {
+	bursts := make([]underlay.Burst, len(records))
+	for i, r := range records {
+		bursts[i] = underlay.Burst{Path: s.fromA, Data: r, Size: len(r)}
 	}
-	return bufs, sizes
+	return bursts
+}
+
+// sendAll is what the loop does with packets that the device has at once.
+func sendAll(out *outbound, packets [][]byte) {
+	out.begin()
+	for _, p := range packets {
+		out.send(p, &tun.Header{})
+	}
+	out.flush()
+}
+
+func (s *still) burst(n, size int) (bufs [][]byte) {
+	for range n {
+		bufs = append(bufs, udpPacket(s.pa.addr, s.pb.addr, 1000, 2000, string(make([]byte, size-48))))
+	}
+	return bufs
 }
 
 // records returns sealed bursts for b.
 func (s *still) records(n, size int) [][]byte {
 	s.sa.keep = true
-	bufs, sizes := s.burst(64, size)
-	out := newOutbound(s.a, 64)
+	bufs, out := s.burst(64, size), newOutbound(s.a)
 	for range (n + 63) / 64 {
-		out.send(bufs, sizes)
+		sendAll(out, bufs)
 	}
 	s.sa.keep = false
 	return s.sa.take()[:n]
@@ -149,23 +169,18 @@ func (s *still) records(n, size int) [][]byte {
 
 func TestDataPathDoesNotAllocate(t *testing.T) {
 	s := newStill(t).connect()
-	bufs, sizes := s.burst(32, 1400)
-	out := newOutbound(s.a, 32)
-	if n := testing.AllocsPerRun(50, func() { out.send(bufs, sizes) }); n != 0 {
+	bufs, out := s.burst(32, 1400), newOutbound(s.a)
+	if n := testing.AllocsPerRun(50, func() { sendAll(out, bufs) }); n != 0 {
 		t.Errorf("out: %v allocations for a burst", n)
 	}
 	const runs, burst = 50, 16
 	records := s.records((runs+1)*burst, 1400)
-	in := newInbound(s.b, burst)
-	rsizes, paths := make([]int, burst), make([]underlay.Path, burst)
-	for i := range burst {
-		rsizes[i], paths[i] = len(records[0]), s.fromA
-	}
+	in, bursts := newInbound(s.b), s.bursts(records)
 	if n := testing.AllocsPerRun(runs, func() {
-		if err := in.receive(records[:burst], rsizes, paths); err != nil {
+		if err := in.receive(bursts[:burst]); err != nil {
 			t.Error(err)
 		}
-		records = records[burst:]
+		bursts = bursts[burst:]
 	}); n != 0 {
 		t.Errorf("in: %v allocations for a burst", n)
 	}
@@ -174,8 +189,8 @@ func TestDataPathDoesNotAllocate(t *testing.T) {
 	}
 	// Denials neither: a program that is refused must not cost memory.
 	p := tcpPacket(s.pa.addr, identity.Address(s.a.network, identity.AgentPublic{1}), 1, 2, packet.SYN)
-	bufs, sizes = [][]byte{p}, []int{len(p)}
-	if n := testing.AllocsPerRun(30, func() { out.send(bufs, sizes) }); n != 0 {
+	bufs = [][]byte{p}
+	if n := testing.AllocsPerRun(30, func() { sendAll(out, bufs) }); n != 0 {
 		t.Errorf("denied: %v allocations", n)
 	}
 }
@@ -185,8 +200,7 @@ func TestBatchesByPath(t *testing.T) {
 	s := newStill(t).connect()
 	counter := &batchCounter{sink: s.sa}
 	s.a.under = counter
-	bufs, sizes := s.burst(64, 100)
-	newOutbound(s.a, 64).send(bufs, sizes)
+	sendAll(newOutbound(s.a), s.burst(64, 100))
 	if counter.calls != 1 || counter.datagrams != 64 {
 		t.Errorf("%d calls for %d datagrams", counter.calls, counter.datagrams)
 	}
@@ -197,44 +211,41 @@ type batchCounter struct {
 	calls, datagrams int
 }
 
-func (c *batchCounter) Send(p underlay.Path, d [][]byte) error {
+func (c *batchCounter) SendBurst(b *underlay.Burst) error {
 	c.calls++
-	c.datagrams += len(d)
-	return c.sink.Send(p, d)
+	for range b.Each {
+		c.datagrams++
+	}
+	return c.sink.SendBurst(b)
 }
 
 func BenchmarkOverlaySend(b *testing.B) {
 	s := newStill(b).connect()
-	bufs, sizes := s.burst(64, 1400)
-	out := newOutbound(s.a, 64)
+	bufs, out := s.burst(64, 1400), newOutbound(s.a)
 	b.SetBytes(64 * 1400)
 	b.ReportAllocs()
 	for b.Loop() {
-		out.send(bufs, sizes)
+		sendAll(out, bufs)
 	}
 }
 
 func BenchmarkOverlayReceive(b *testing.B) {
 	s := newStill(b).connect()
 	const burst = 16
-	in := newInbound(s.b, burst)
-	rsizes, paths := make([]int, burst), make([]underlay.Path, burst)
+	in := newInbound(s.b)
 	b.SetBytes(burst * 1400)
 	b.ReportAllocs()
-	var records [][]byte
+	var bursts []underlay.Burst
 	for b.Loop() {
-		if len(records) == 0 {
+		if len(bursts) == 0 {
 			b.StopTimer()
-			records = s.records(64*burst, 1400)
-			for i := range burst {
-				rsizes[i], paths[i] = len(records[0]), s.fromA
-			}
+			bursts = s.bursts(s.records(64*burst, 1400))
 			b.StartTimer()
 		}
-		if err := in.receive(records[:burst], rsizes, paths); err != nil {
+		if err := in.receive(bursts[:burst]); err != nil {
 			b.Fatal(err)
 		}
-		records = records[burst:]
+		bursts = bursts[burst:]
 	}
 }
 

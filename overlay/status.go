@@ -42,6 +42,7 @@ const (
 	DropHandshake                  // a handshake that failed
 	DropDevice                     // the device refused the packet
 	DropStack                      // the userspace stack sent to somebody who is not local
+	DropECN                        // congestion was marked on a packet that can't carry the mark
 	dropCount
 )
 
@@ -52,7 +53,7 @@ var dropCodes = [dropCount]string{
 	DropSend: "send-failed", DropDatagram: "not-ours", DropUnknownSession: "unknown-session", DropAuth: "not-authentic",
 	DropReplay: "replayed", DropInnerSource: "inner-source", DropInnerDest: "inner-destination",
 	DropMessage: "message", DropHandshakeFlood: "handshake-flood", DropHandshake: "handshake-failed",
-	DropDevice: "device", DropStack: "stack-destination",
+	DropDevice: "device", DropStack: "stack-destination", DropECN: "ecn",
 }
 
 // String returns the reason's stable code.

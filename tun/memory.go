@@ -12,9 +12,6 @@ import (
 // memoryQueue is as long as the kernel's own transmit queue of a TUN is by default, in packets.
 const memoryQueue = 500
 
-// memoryBatch is the batch of the Linux device.
-const memoryBatch = 128
-
 // Memory is a Device without a kernel, for tests: what Inject takes comes out of Read, what Write takes comes out of
 // Sent. Both queues are bounded, and like a kernel's they drop what doesn't fit. Safe for concurrent use.
 type Memory struct {
@@ -60,68 +57,55 @@ func (m *Memory) Sent() <-chan []byte { return m.out }
 // Dropped is the number of packets that either queue had no room for.
 func (m *Memory) Dropped() uint64 { return m.dropped.Load() }
 
-// Read implements Device. A packet longer than its buffer is dropped.
-func (m *Memory) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
-	if len(bufs) == 0 {
-		return 0, nil
-	}
-	n := 0
-	for n == 0 {
+// Read implements Device. A packet longer than the buffer is dropped.
+func (m *Memory) Read(buf []byte, h *Header, wait bool) (int, error) {
+	*h = Header{}
+	for {
 		select {
 		case <-m.closed:
 			return 0, os.ErrClosed
 		default:
 		}
+		var p []byte
 		select {
-		case <-m.closed:
-			return 0, os.ErrClosed
-		case p := <-m.in:
-			n += m.put(bufs[0], sizes, 0, offset, p)
-		}
-	}
-	for n < len(bufs) {
-		select {
-		case p := <-m.in:
-			n += m.put(bufs[n], sizes, n, offset, p)
+		case p = <-m.in:
 		default:
-			return n, nil
+			if !wait {
+				return 0, nil
+			}
+			select {
+			case <-m.closed:
+				return 0, os.ErrClosed
+			case p = <-m.in:
+			}
 		}
-	}
-	return n, nil
-}
-
-func (m *Memory) put(buf []byte, sizes []int, i, offset int, packet []byte) int {
-	if offset+len(packet) > len(buf) {
+		if len(p) <= len(buf) {
+			return copy(buf, p), nil
+		}
 		m.dropped.Add(1)
-		return 0
 	}
-	sizes[i] = copy(buf[offset:], packet)
-	return 1
 }
 
-// Write implements Device. It panics when the offset is below Headroom, as a caller's mistake that on another device
-// would be an error or worse.
-func (m *Memory) Write(bufs [][]byte, offset int) (int, error) {
-	if offset < Headroom {
-		panic("tun: packets written without headroom")
+// Write implements Device. It panics where h asks for something: that is the caller's mistake.
+func (m *Memory) Write(h *Header, pieces [][]byte) error {
+	if h != nil && *h != (Header{}) {
+		panic("tun: an offload that Memory does not have")
 	}
-	for i, b := range bufs {
-		select {
-		case <-m.closed:
-			return i, os.ErrClosed
-		default:
-		}
-		select {
-		case m.out <- bytes.Clone(b[offset:]):
-		default:
-			m.dropped.Add(1)
-		}
+	select {
+	case <-m.closed:
+		return os.ErrClosed
+	default:
 	}
-	return len(bufs), nil
+	select {
+	case m.out <- bytes.Join(pieces, nil):
+	default:
+		m.dropped.Add(1)
+	}
+	return nil
 }
 
-// BatchSize implements Device.
-func (m *Memory) BatchSize() int { return memoryBatch }
+// Offloads implements Device: none.
+func (m *Memory) Offloads() Offloads { return 0 }
 
 // Name implements Device.
 func (m *Memory) Name() string { return m.name }

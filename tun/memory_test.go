@@ -14,46 +14,32 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-func buffers(n, size int) ([][]byte, []int) {
-	bufs := make([][]byte, n)
-	for i := range bufs {
-		bufs[i] = make([]byte, size)
-	}
-	return bufs, make([]int, n)
-}
-
-func TestMemoryReadsBursts(t *testing.T) {
+func TestMemoryReads(t *testing.T) {
 	m := NewMemory("mem0", 1420)
-	for i := range 5 {
+	buf, h := make([]byte, 100), Header{Kind: KindTCP}
+	if n, err := m.Read(buf, &h, false); n != 0 || err != nil {
+		t.Fatalf("nothing: %d, %v", n, err)
+	}
+	for i := range 3 {
 		if !m.Inject([]byte{byte(i), 0xaa}) {
 			t.Fatalf("packet %d dropped", i)
 		}
 	}
-	bufs, sizes := buffers(3, 100)
-	n, err := m.Read(bufs, sizes, Headroom)
-	if err != nil || n != 3 {
-		t.Fatalf("first burst: %d, %v", n, err)
-	}
-	for i := range n {
-		if got := bufs[i][Headroom : Headroom+sizes[i]]; !bytes.Equal(got, []byte{byte(i), 0xaa}) {
-			t.Errorf("packet %d is %x", i, got)
+	for i := range 3 {
+		n, err := m.Read(buf, &h, i == 0)
+		if err != nil || !bytes.Equal(buf[:n], []byte{byte(i), 0xaa}) || h != (Header{}) {
+			t.Fatalf("packet %d is %x, %+v, %v", i, buf[:n], h, err)
 		}
-	}
-	if n, err = m.Read(bufs, sizes, Headroom); err != nil || n != 2 {
-		t.Fatalf("second burst: %d, %v", n, err)
-	}
-	if bufs[1][Headroom] != 4 {
-		t.Errorf("last packet is %x", bufs[1][Headroom])
 	}
 }
 
 func TestMemoryKeepsItsOwnCopies(t *testing.T) {
 	m := NewMemory("mem0", 1420)
-	p := append(make([]byte, Headroom), 1, 2, 3)
-	if n, err := m.Write([][]byte{p}, Headroom); n != 1 || err != nil {
-		t.Fatalf("write: %d, %v", n, err)
+	p := []byte{1, 2, 3}
+	if err := m.Write(nil, [][]byte{p[:1], p[1:]}); err != nil {
+		t.Fatal(err)
 	}
-	p[Headroom] = 9
+	p[0] = 9
 	if got := <-m.Sent(); !bytes.Equal(got, []byte{1, 2, 3}) {
 		t.Errorf("sent %x", got)
 	}
@@ -63,7 +49,7 @@ func TestMemoryDropsWhatDoesNotFit(t *testing.T) {
 	m := NewMemory("mem0", 1420)
 	for range memoryQueue {
 		m.Inject([]byte{1})
-		m.Write([][]byte{make([]byte, Headroom+1)}, Headroom)
+		_ = m.Write(nil, [][]byte{{1}})
 	}
 	if m.Dropped() != 0 {
 		t.Fatalf("dropped %d before the queues were full", m.Dropped())
@@ -71,8 +57,8 @@ func TestMemoryDropsWhatDoesNotFit(t *testing.T) {
 	if m.Inject([]byte{1}) {
 		t.Error("a full queue took a packet")
 	}
-	if n, err := m.Write([][]byte{make([]byte, Headroom+1)}, Headroom); n != 1 || err != nil {
-		t.Errorf("write to a full queue: %d, %v", n, err)
+	if err := m.Write(nil, [][]byte{{1}}); err != nil {
+		t.Errorf("write to a full queue: %v", err)
 	}
 	if m.Dropped() != 2 {
 		t.Errorf("dropped %d, want 2", m.Dropped())
@@ -81,9 +67,9 @@ func TestMemoryDropsWhatDoesNotFit(t *testing.T) {
 	m = NewMemory("mem0", 1420)
 	m.Inject(make([]byte, 50))
 	m.Inject([]byte{7})
-	bufs, sizes := buffers(1, Headroom+10)
-	if n, err := m.Read(bufs, sizes, Headroom); n != 1 || err != nil || bufs[0][Headroom] != 7 {
-		t.Errorf("read behind a long packet: %d, %v, %x", n, err, bufs[0][Headroom])
+	buf, h := make([]byte, 10), Header{}
+	if n, err := m.Read(buf, &h, true); n != 1 || err != nil || buf[0] != 7 {
+		t.Errorf("read behind a long packet: %d, %v, %x", n, err, buf[0])
 	}
 }
 
@@ -92,8 +78,7 @@ func TestMemoryCloseUnblocksRead(t *testing.T) {
 		m := NewMemory("mem0", 1420)
 		result := make(chan error, 1)
 		go func() {
-			bufs, sizes := buffers(1, 100)
-			_, err := m.Read(bufs, sizes, Headroom)
+			_, err := m.Read(make([]byte, 100), &Header{}, true)
 			result <- err
 		}()
 		synctest.Wait()
@@ -109,7 +94,7 @@ func TestMemoryCloseUnblocksRead(t *testing.T) {
 		if m.Inject([]byte{1}) {
 			t.Error("a closed device took a packet")
 		}
-		if _, err := m.Write([][]byte{make([]byte, Headroom+1)}, Headroom); !errors.Is(err, os.ErrClosed) {
+		if err := m.Write(nil, [][]byte{{1}}); !errors.Is(err, os.ErrClosed) {
 			t.Errorf("write after close: %v", err)
 		}
 	})
@@ -145,17 +130,14 @@ func TestMTURange(t *testing.T) {
 	}
 }
 
-func BenchmarkMemoryBurst(b *testing.B) {
+func BenchmarkMemory(b *testing.B) {
 	m := NewMemory("mem0", 1420)
-	bufs, sizes := buffers(memoryBatch, 2048)
-	p := make([]byte, 1400)
-	b.SetBytes(memoryBatch * 1400)
+	p, buf, h := make([]byte, 1400), make([]byte, 2048), Header{}
+	b.SetBytes(1400)
 	for b.Loop() {
-		for range memoryBatch {
-			m.Inject(p)
-		}
-		if n, _ := m.Read(bufs, sizes, Headroom); n != memoryBatch {
-			b.Fatalf("burst of %d", n)
+		m.Inject(p)
+		if n, _ := m.Read(buf, &h, true); n != len(p) {
+			b.Fatalf("%d bytes", n)
 		}
 	}
 }

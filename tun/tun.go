@@ -2,23 +2,21 @@
 
 // Package tun opens the virtual network interface through which the kernel and the overlay exchange IP packets.
 //
-// Packets travel in bursts. On Linux the device speaks virtio headers with the kernel: one Read may return many
-// segments of one large TCP or UDP send, and one Write may hand many segments to the kernel as one packet.
+// On Linux the device speaks virtio headers with the kernel: one Read may return a burst, which is many segments of one
+// large TCP or UDP send under one header, and one Write may hand over a burst. Neither is cut, joined or checksummed
+// here: Header says what the other side left to be done. Elsewhere packets are plain, through the library.
 // Addresses, routes and DNS are not set here; that is package platform's job.
 package tun
 
 import (
 	"errors"
 	"fmt"
-	"os"
-
-	wgtun "golang.zx2c4.com/wireguard/tun"
 )
 
 const (
-	// Headroom is the number of free bytes that a packet given to Device.Write must have in front of it, so that the
-	// device can put its own header there (10 bytes of virtio header on Linux, 4 of address family on macOS).
-	Headroom = 16
+	// MaxPacket is the length of the longest packet that Read returns, in bytes: an IPv6 header and what its length field
+	// can count.
+	MaxPacket = 40 + 65535
 
 	// MinMTU and MaxMTU bound what Open accepts, in bytes. An IPv6 link carries at least 1280 (RFC 8200, section 5).
 	MinMTU = 1280
@@ -36,19 +34,17 @@ var (
 	ErrMTU = errors.New("MTU out of range")
 )
 
-// Device is a virtual interface. One goroutine may read while another one writes; several readers, or several
-// writers, wait for one another.
+// Device is a virtual interface. One goroutine reads; any number may write meanwhile. Neither allocates.
 type Device interface {
-	// Read waits for packets and fills bufs[i][offset:offset+sizes[i]] for every i < n. It returns what is there, at
-	// most len(bufs) packets, and never waits for a burst to fill up. sizes must be as long as bufs, and each buffer
-	// must hold offset+MTU bytes. After Close the error is os.ErrClosed.
-	Read(bufs [][]byte, sizes []int, offset int) (n int, err error)
-	// Write gives bufs[i][offset:] to the kernel, one IP packet each, and returns how many packets were accepted.
-	// offset must be at least Headroom. The bytes in front of and inside the packets may be changed: neighbours of one
-	// flow are merged. After Close the error is os.ErrClosed.
-	Write(bufs [][]byte, offset int) (n int, err error)
-	// BatchSize is the length of bufs that suits this device best, at least 1.
-	BatchSize() int
+	// Read copies one packet to buf, which should have MaxPacket bytes, fills h and returns the packet's length. Where there
+	// is none it waits, or returns 0 if wait is false. After Close the error is os.ErrClosed.
+	Read(buf []byte, h *Header, wait bool) (n int, err error)
+	// Write gives one packet to the kernel, in at most MaxPieces pieces that follow one another. h is nil for a packet that
+	// is complete; otherwise it may ask for what Offloads names. The packet is not changed and not kept.
+	// After Close the error is os.ErrClosed; others are about this packet.
+	Write(h *Header, pieces [][]byte) error
+	// Offloads is what Write can leave to the kernel.
+	Offloads() Offloads
 	// Name is the interface's name as the system knows it; it may differ from the one wished for.
 	Name() string
 	// MTU is in bytes, without any link header.
@@ -95,60 +91,4 @@ func validName(name string) bool {
 		}
 	}
 	return true
-}
-
-// native wraps the library's device: counts packets instead of bytes, and hides conditions that don't end the device.
-type native struct {
-	dev  wgtun.Device
-	name string
-	mtu  int
-	// stop releases what open started besides the device; it may be nil.
-	stop func()
-}
-
-func (d *native) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
-	for {
-		n, err := d.dev.Read(bufs, sizes, offset)
-		switch {
-		case err == nil:
-			return n, nil
-		case errors.Is(err, wgtun.ErrTooManySegments):
-			// The segments that didn't fit are lost, as they would be in a full queue; the rest is good.
-			if n > 0 {
-				return n, nil
-			}
-		case errors.Is(err, os.ErrClosed):
-			return 0, os.ErrClosed
-		default:
-			return 0, fmt.Errorf("read from %s: %w", d.name, err)
-		}
-	}
-}
-
-func (d *native) Write(bufs [][]byte, offset int) (int, error) {
-	if len(bufs) == 0 {
-		return 0, nil
-	}
-	if _, err := d.dev.Write(bufs, offset); err != nil {
-		if errors.Is(err, os.ErrClosed) {
-			return 0, os.ErrClosed
-		}
-		return 0, fmt.Errorf("write to %s: %w", d.name, err)
-	}
-	return len(bufs), nil
-}
-
-func (d *native) BatchSize() int { return max(1, d.dev.BatchSize()) }
-func (d *native) Name() string   { return d.name }
-func (d *native) MTU() int       { return d.mtu }
-
-func (d *native) Close() error {
-	err := d.dev.Close()
-	if d.stop != nil {
-		d.stop()
-	}
-	if errors.Is(err, os.ErrClosed) {
-		return nil
-	}
-	return err
 }

@@ -29,5 +29,5 @@ func open(name string, mtu int) (Device, error) {
 		dev.Close()
 		return nil, &OpenError{Name: name, Err: err}
 	}
-	return &native{dev: dev, name: got, mtu: mtu, stop: drain(dev)}, nil
+	return newNative(dev, got, mtu), nil
 }

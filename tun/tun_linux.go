@@ -6,15 +6,28 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"sync"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
-	wgtun "golang.zx2c4.com/wireguard/tun"
 )
 
 const devicePath = "/dev/net/tun"
 
-// open makes the interface itself and gives only the descriptor to the library: the library's own way of opening also
-// starts two goroutines that watch the link's state, one of them by polling, and nobody here needs their events.
+// queue is the descriptor of an interface's packet queue. Package os is not asked to read it: its poller would be woken
+// for each packet, and a goroutine that owns its thread would have to be woken from there.
+type queue struct {
+	name     string
+	mtu      int
+	fd, wake int // wake is an eventfd that ends a waiting Read
+	offloads Offloads
+
+	mu     sync.RWMutex // held to read while fd is in use, to write when it is closed
+	closed bool         // guarded by mu
+	once   sync.Once
+}
+
+// open makes the interface itself. The library's device would cut each burst and compute the segments' checksums.
 func open(name string, mtu int) (Device, error) {
 	fd, err := openQueue(devicePath, name)
 	if err != nil {
@@ -24,12 +37,135 @@ func open(name string, mtu int) (Device, error) {
 		unix.Close(fd)
 		return nil, &OpenError{Name: name, Err: fmt.Errorf("set MTU %d: %w", mtu, err), Hint: hintPermission}
 	}
-	dev, got, err := wgtun.CreateUnmonitoredTUNFromFD(fd)
+	wake, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
 	if err != nil {
 		unix.Close(fd)
-		return nil, &OpenError{Name: name, Err: err, Hint: "this kernel lacks TUN offloads (IFF_VNET_HDR)"}
+		return nil, &OpenError{Name: name, Err: fmt.Errorf("eventfd: %w", err)}
 	}
-	return &native{dev: dev, name: got, mtu: mtu}, nil
+	return &queue{name: name, mtu: mtu, fd: fd, wake: wake, offloads: setOffloads(fd)}, nil
+}
+
+// setOffloads tells the kernel which bursts we take, and finds out which it takes: as much as it can. UDP needs Linux 6.2.
+// The kernel refuses flags for IPv6 without those for IPv4, which never comes through here.
+func setOffloads(fd int) Offloads {
+	const tcp = unix.TUN_F_CSUM | unix.TUN_F_TSO4 | unix.TUN_F_TSO6
+	for _, try := range []struct {
+		flags int
+		can   Offloads
+	}{
+		{tcp | unix.TUN_F_TSO_ECN | unix.TUN_F_USO4 | unix.TUN_F_USO6, OffloadChecksum | OffloadTCP | OffloadUDP},
+		{tcp | unix.TUN_F_TSO_ECN, OffloadChecksum | OffloadTCP},
+		{tcp, OffloadChecksum | OffloadTCP},
+		{unix.TUN_F_CSUM, OffloadChecksum},
+	} {
+		if unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, try.flags) == nil {
+			return try.can
+		}
+	}
+	return 0
+}
+
+// Read implements Device.
+func (q *queue) Read(buf []byte, h *Header, wait bool) (int, error) {
+	q.mu.RLock()
+	defer q.mu.RUnlock()
+	if len(buf) == 0 {
+		return 0, nil
+	}
+	var virtio [virtioSize]byte
+	iov := [2]unix.Iovec{{Base: &virtio[0]}, {Base: &buf[0]}}
+	iov[0].SetLen(len(virtio))
+	iov[1].SetLen(len(buf))
+	for !q.closed {
+		n, _, errno := unix.Syscall(unix.SYS_READV, uintptr(q.fd), uintptr(unsafe.Pointer(&iov[0])), uintptr(len(iov)))
+		switch errno {
+		case 0:
+			if h.decode(&virtio, int(n)-virtioSize) {
+				return int(n) - virtioSize, nil
+			}
+		case unix.EAGAIN:
+			if !wait {
+				return 0, nil
+			}
+			if !q.poll() {
+				return 0, os.ErrClosed
+			}
+		case unix.EINTR:
+		default:
+			return 0, fmt.Errorf("read from %s: %w", q.name, errno)
+		}
+	}
+	return 0, os.ErrClosed
+}
+
+// poll waits for a packet. It reports false when the device is being closed.
+func (q *queue) poll() bool {
+	fds := [2]unix.PollFd{{Fd: int32(q.fd), Events: unix.POLLIN}, {Fd: int32(q.wake), Events: unix.POLLIN}}
+	for {
+		_, _, errno := unix.Syscall6(unix.SYS_PPOLL, uintptr(unsafe.Pointer(&fds[0])), uintptr(len(fds)), 0, 0, 0, 0)
+		if errno != unix.EINTR {
+			return fds[1].Revents == 0
+		}
+	}
+}
+
+// Write implements Device.
+func (q *queue) Write(h *Header, pieces [][]byte) error {
+	var virtio [virtioSize]byte
+	if h != nil {
+		h.encode(&virtio)
+	}
+	var iov [1 + MaxPieces]unix.Iovec
+	iov[0].Base = &virtio[0]
+	iov[0].SetLen(len(virtio))
+	n := 1
+	for _, p := range pieces {
+		if len(p) == 0 {
+			continue
+		}
+		if n == len(iov) {
+			return fmt.Errorf("write to %s: %w", q.name, errPieces)
+		}
+		iov[n].Base = &p[0]
+		iov[n].SetLen(len(p))
+		n++
+	}
+	q.mu.RLock()
+	defer q.mu.RUnlock()
+	if q.closed {
+		return os.ErrClosed
+	}
+	for {
+		_, _, errno := unix.Syscall(unix.SYS_WRITEV, uintptr(q.fd), uintptr(unsafe.Pointer(&iov[0])), uintptr(n))
+		switch errno {
+		case 0:
+			return nil
+		case unix.EINTR:
+		default:
+			return errno
+		}
+	}
+}
+
+// Offloads implements Device.
+func (q *queue) Offloads() Offloads { return q.offloads }
+
+// Name implements Device.
+func (q *queue) Name() string { return q.name }
+
+// MTU implements Device.
+func (q *queue) MTU() int { return q.mtu }
+
+// Close implements Device.
+func (q *queue) Close() (err error) {
+	q.once.Do(func() {
+		_, err = unix.Write(q.wake, []byte{0, 0, 0, 0, 0, 0, 0, 1})
+		q.mu.Lock()
+		defer q.mu.Unlock()
+		q.closed = true
+		err = errors.Join(err, unix.Close(q.fd), unix.Close(q.wake))
+	})
+	return err
 }
 
 const hintPermission = "run as root, or give the program CAP_NET_ADMIN: sudo setcap cap_net_admin+ep pilot"

@@ -64,30 +64,26 @@ func openConfigured(t *testing.T) Device {
 	return dev
 }
 
-// readUDP reads until n packets of UDP to port have come; the kernel sends router solicitations and the like in between.
-func readUDP(t *testing.T, dev Device, port uint16, n int) (packets [][]byte, largest int) {
+// readUDP reads until a packet of UDP to port comes; the kernel sends router solicitations and the like in between.
+func readUDP(t *testing.T, dev Device, port uint16, buf []byte) ([]byte, Header) {
 	t.Helper()
-	bufs, sizes := buffers(dev.BatchSize(), Headroom+65535)
-	for len(packets) < n {
-		got, err := dev.Read(bufs, sizes, Headroom)
+	for {
+		var h Header
+		n, err := dev.Read(buf, &h, true)
 		if err != nil {
 			t.Fatal(err)
 		}
-		burst := 0
-		for i := range got {
-			p := bufs[i][Headroom : Headroom+sizes[i]]
-			if len(p) >= 48 && p[6] == unix.IPPROTO_UDP && binary.BigEndian.Uint16(p[42:]) == port {
-				packets = append(packets, bytes.Clone(p))
-				burst++
-			}
+		if p := buf[:n]; n >= 48 && p[6] == unix.IPPROTO_UDP && binary.BigEndian.Uint16(p[42:]) == port {
+			return p, h
 		}
-		largest = max(largest, burst)
 	}
-	return packets, largest
 }
 
 func TestKernelSendsBursts(t *testing.T) {
 	dev := openConfigured(t)
+	if dev.Offloads()&OffloadUDP == 0 {
+		t.Skip("this kernel has no UDP segmentation offload for a TUN")
+	}
 	conn, err := net.DialUDP("udp6", nil, &net.UDPAddr{IP: peer.AsSlice(), Port: 7000})
 	if err != nil {
 		t.Fatal(err)
@@ -98,12 +94,9 @@ func TestKernelSendsBursts(t *testing.T) {
 		t.Fatal(err)
 	}
 	const segment, count = 1000, 20
-	gso := false
-	raw.Control(func(fd uintptr) {
-		gso = unix.SetsockoptInt(int(fd), unix.IPPROTO_UDP, unix.UDP_SEGMENT, segment) == nil
-	})
-	if !gso {
-		t.Skip("this kernel has no UDP segmentation offload")
+	raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.IPPROTO_UDP, unix.UDP_SEGMENT, segment) })
+	if err != nil {
+		t.Fatal(err)
 	}
 	payload := make([]byte, segment*count)
 	for i := range payload {
@@ -112,17 +105,9 @@ func TestKernelSendsBursts(t *testing.T) {
 	if _, err := conn.Write(payload); err != nil {
 		t.Fatal(err)
 	}
-	packets, largest := readUDP(t, dev, 7000, count)
-	for i, p := range packets {
-		if want := payload[i*segment : (i+1)*segment]; !bytes.Equal(p[48:], want) {
-			t.Fatalf("segment %d: %d bytes starting with %x", i, len(p)-48, p[48])
-		}
-		if sum := checksum(p); sum != 0xffff {
-			t.Fatalf("segment %d has a wrong checksum", i)
-		}
-	}
-	if dev.BatchSize() < 2 || largest < 2 {
-		t.Errorf("batch size %d, largest burst %d: no offload", dev.BatchSize(), largest)
+	p, h := readUDP(t, dev, 7000, make([]byte, MaxPacket))
+	if h.Kind != KindUDP || h.Segment != segment || !h.Partial || h.Start != 40 || h.Offset != 6 || !bytes.Equal(p[48:], payload) {
+		t.Errorf("%d bytes, %+v", len(p), h)
 	}
 }
 
@@ -133,13 +118,27 @@ func TestKernelReceivesBursts(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	const count = 32
-	bufs := make([][]byte, count)
-	for i := range bufs {
-		bufs[i] = append(make([]byte, Headroom, Headroom+2048), udpPacket(peer, own, 9, 7001, fmt.Appendf(nil, "datagram %02d", i))...)
+	if dev.Offloads()&OffloadUDP == 0 {
+		t.Skip("this kernel has no UDP segmentation offload for a TUN")
 	}
-	if n, err := dev.Write(bufs, Headroom); n != count || err != nil {
-		t.Fatalf("write: %d, %v", n, err)
+	const size, count = 11, 32
+	pieces := [][]byte{udpPacket(peer, own, 9, 7001, make([]byte, size*count))[:48]}
+	for i := range count {
+		pieces = append(pieces, fmt.Appendf(nil, "datagram %02d", i))
+	}
+	// The sum over the pseudo header, whose length is that of the whole.
+	binary.BigEndian.PutUint16(pieces[0][46:], 0)
+	sum := uint32(8+size*count) + unix.IPPROTO_UDP
+	for i := 8; i < 40; i += 2 {
+		sum += uint32(binary.BigEndian.Uint16(pieces[0][i:]))
+	}
+	for sum > 0xffff {
+		sum = sum>>16 + sum&0xffff
+	}
+	binary.BigEndian.PutUint16(pieces[0][46:], uint16(sum))
+	h := Header{Kind: KindUDP, Segment: size, Length: 48, Partial: true, Start: 40, Offset: 6}
+	if err := dev.Write(&h, pieces); err != nil {
+		t.Fatal(err)
 	}
 	for i := range count {
 		buf := make([]byte, 2048)
@@ -153,14 +152,25 @@ func TestKernelReceivesBursts(t *testing.T) {
 	}
 }
 
+func TestTooManyPieces(t *testing.T) {
+	dev := openConfigured(t)
+	pieces := make([][]byte, MaxPieces+1)
+	for i := range pieces {
+		pieces[i] = []byte{0x60}
+	}
+	if err := dev.Write(nil, pieces); err == nil {
+		t.Error("accepted")
+	}
+}
+
 func TestCloseUnblocksKernelRead(t *testing.T) {
 	dev := openConfigured(t)
 	started, result := make(chan struct{}), make(chan error, 1)
 	go func() {
-		bufs, sizes := buffers(dev.BatchSize(), 2048)
+		buf, h := make([]byte, 2048), Header{}
 		close(started)
 		for {
-			if _, err := dev.Read(bufs, sizes, Headroom); err != nil {
+			if _, err := dev.Read(buf, &h, true); err != nil {
 				result <- err
 				return
 			}
@@ -173,8 +183,11 @@ func TestCloseUnblocksKernelRead(t *testing.T) {
 	if err := <-result; !errors.Is(err, os.ErrClosed) {
 		t.Errorf("read: %v", err)
 	}
-	if _, err := dev.Write([][]byte{make([]byte, Headroom+40)}, Headroom); !errors.Is(err, os.ErrClosed) {
+	if err := dev.Write(nil, [][]byte{make([]byte, 40)}); !errors.Is(err, os.ErrClosed) {
 		t.Errorf("write: %v", err)
+	}
+	if _, err := dev.Read(make([]byte, 100), &Header{}, false); !errors.Is(err, os.ErrClosed) {
+		t.Errorf("read after close: %v", err)
 	}
 	if err := dev.Close(); err != nil {
 		t.Errorf("second close: %v", err)
@@ -208,24 +221,23 @@ func TestOpenErrors(t *testing.T) {
 	check("second open", err, ErrBusy)
 }
 
-func TestReadDoesNotAllocate(t *testing.T) {
+func TestReadAndWriteDoNotAllocate(t *testing.T) {
 	dev := openConfigured(t)
 	conn, err := net.DialUDP("udp6", nil, &net.UDPAddr{IP: peer.AsSlice(), Port: 7002})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	bufs, sizes := buffers(dev.BatchSize(), 2048)
-	payload := make([]byte, 100)
-	out := [][]byte{append(make([]byte, Headroom), udpPacket(peer, own, 9, 9999, payload)...)}
+	buf, h, payload := make([]byte, MaxPacket), Header{}, make([]byte, 100)
+	out := [][]byte{udpPacket(peer, own, 9, 9999, payload)}
 	allocs := testing.AllocsPerRun(200, func() {
 		if _, err := conn.Write(payload); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := dev.Read(bufs, sizes, Headroom); err != nil {
+		if _, err := dev.Read(buf, &h, true); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := dev.Write(out, Headroom); err != nil {
+		if err := dev.Write(nil, out); err != nil {
 			t.Fatal(err)
 		}
 	})

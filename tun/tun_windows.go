@@ -33,7 +33,7 @@ func open(name string, mtu int) (Device, error) {
 		dev.Close()
 		return nil, &OpenError{Name: name, Err: err}
 	}
-	return &native{dev: dev, name: got, mtu: mtu, stop: drain(dev)}, nil
+	return newNative(dev, got, mtu), nil
 }
 
 // findWintun loads the DLL from where the library will look for it (beside the program, or System32), never from the

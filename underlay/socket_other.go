@@ -5,57 +5,122 @@
 package underlay
 
 import (
+	"context"
 	"errors"
+	"maps"
 	"net"
 	"net/netip"
-	"syscall"
-
-	"golang.org/x/net/ipv4"
-	"golang.org/x/net/ipv6"
+	"strconv"
+	"sync"
+	"sync/atomic"
 )
 
-func setOptions(bool, syscall.RawConn) error { return nil }
+const (
+	// bufferSize is asked for sending and receiving each, in bytes: a burst at 10 Gbit/s lasts some milliseconds, and the
+	// kernel's default of about 200 KiB is full after a fraction of one. The kernel gives less where it is limited.
+	bufferSize = 7 << 20
+	// maxSources bounds the cache of control messages by own address: a host has few.
+	maxSources = 64
+	// oobSize has room for one packet-info control message of either family.
+	oobSize = 64
+)
 
-// enablePacketInfo fails on Windows, where the kernel's choice of the source stays.
-func enablePacketInfo(conn *net.UDPConn, v6 bool) error {
-	if v6 {
-		return ipv6.NewPacketConn(conn).SetControlMessage(ipv6.FlagDst, true)
-	}
-	return ipv4.NewPacketConn(conn).SetControlMessage(ipv4.FlagDst, true)
+// socket is a UDP socket of one address family.
+type socket struct {
+	conn *net.UDPConn
+	v6   bool
+	oob  []byte // of the one goroutine that receives
+
+	sources  atomic.Pointer[map[netip.Addr][]byte] // control message that sets the source, by own address
+	sourceMu sync.Mutex                            // guards replacing sources
 }
 
-func packetDestination(oob []byte, v6 bool) netip.Addr {
-	if len(oob) == 0 {
-		return netip.Addr{}
+func openSocket(network string, port uint16) (*socket, error) {
+	lc := net.ListenConfig{} // the "udp6" network sets IPV6_V6ONLY
+	pc, err := lc.ListenPacket(context.Background(), network, hostPort(port))
+	if err != nil {
+		return nil, err
 	}
-	var dst net.IP
-	if v6 {
-		var cm ipv6.ControlMessage
-		if cm.Parse(oob) != nil {
-			return netip.Addr{}
-		}
-		dst = cm.Dst
-	} else {
-		var cm ipv4.ControlMessage
-		if cm.Parse(oob) != nil {
-			return netip.Addr{}
-		}
-		dst = cm.Dst
+	conn, ok := pc.(*net.UDPConn)
+	if !ok {
+		return nil, errors.Join(errors.New("not a UDP socket"), pc.Close())
 	}
-	a, ok := netip.AddrFromSlice(dst)
-	if a = a.Unmap(); !ok || a.Is6() != v6 || a.IsLinkLocalUnicast() || a.IsMulticast() {
-		return netip.Addr{}
+	s := &socket{conn: conn, v6: network == "udp6", oob: make([]byte, oobSize)}
+	s.sources.Store(&map[netip.Addr][]byte{})
+	// Neither is fatal: smaller buffers lose bursts, and without packet info the kernel chooses the source.
+	_ = conn.SetReadBuffer(bufferSize)
+	_ = conn.SetWriteBuffer(bufferSize)
+	_ = enablePacketInfo(conn, s.v6)
+	return s, nil
+}
+
+func (s *socket) port() uint16 {
+	a, _ := s.conn.LocalAddr().(*net.UDPAddr)
+	return a.AddrPort().Port()
+}
+
+func (s *socket) close() error { return s.conn.Close() }
+
+// receive waits for one datagram.
+func (s *socket) receive(bursts []Burst) (int, error) {
+	b := &bursts[0]
+	n, oobn, _, remote, err := s.conn.ReadMsgUDPAddrPort(b.Data[:cap(b.Data)], s.oob)
+	if err != nil {
+		return 0, err
+	}
+	b.Data, b.Size, b.Class = b.Data[:n], n, 0
+	b.Path = Path{Remote: unmap(remote), Local: packetDestination(s.oob[:oobn], s.v6)}
+	return 1, nil
+}
+
+// send sends the datagrams one by one, all of them even if some fail.
+func (s *socket) send(remote netip.AddrPort, local netip.Addr, b *Burst) error {
+	oob := s.source(local)
+	var first error
+	for d := range b.Each {
+		_, _, err := s.conn.WriteMsgUDPAddrPort(d, oob, remote)
+		if err != nil && len(oob) > 0 && isStaleSource(err) {
+			_, _, err = s.conn.WriteMsgUDPAddrPort(d, nil, remote)
+		}
+		if err != nil && first == nil {
+			first = err
+		}
+	}
+	return first
+}
+
+// source returns the control message that makes the kernel send from our address, nil where it may choose.
+func (s *socket) source(local netip.Addr) []byte {
+	if !local.IsValid() || local.Is6() != s.v6 {
+		return nil
+	}
+	if oob, ok := (*s.sources.Load())[local]; ok {
+		return oob
+	}
+	return s.addSource(local)
+}
+
+func (s *socket) addSource(local netip.Addr) []byte {
+	s.sourceMu.Lock()
+	defer s.sourceMu.Unlock()
+	old := *s.sources.Load()
+	if oob, ok := old[local]; ok {
+		return oob
+	}
+	next := make(map[netip.Addr][]byte, len(old)+1)
+	if len(old) < maxSources {
+		maps.Copy(next, old) // otherwise begin anew: addresses came and went
+	}
+	next[local] = packetSource(local)
+	s.sources.Store(&next)
+	return next[local]
+}
+
+func unmap(a netip.AddrPort) netip.AddrPort {
+	if a.Addr().Is4In6() {
+		return netip.AddrPortFrom(a.Addr().Unmap(), a.Port())
 	}
 	return a
 }
 
-func packetSource(local netip.Addr) []byte {
-	if local.Is6() {
-		return (&ipv6.ControlMessage{Src: local.AsSlice()}).Marshal()
-	}
-	return (&ipv4.ControlMessage{Src: local.AsSlice()}).Marshal()
-}
-
-// isStaleSource reports whether a datagram could not be sent because of its source address. Outside Linux the errors
-// are too various to list, and sending once more without a source does no harm.
-func isStaleSource(err error) bool { return !errors.Is(err, net.ErrClosed) }
+func hostPort(port uint16) string { return ":" + strconv.Itoa(int(port)) }

@@ -11,8 +11,8 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
-	"strconv"
 	"sync"
+	"syscall"
 )
 
 // Path is one way for datagrams to travel. It is a plain value: compare it with ==.
@@ -35,6 +35,36 @@ var ErrNoRelay = errors.New("underlay: no such relay")
 
 // ErrFamily is returned for a path of an address family that this host does not have.
 var ErrFamily = errors.New("underlay: the host has no socket of this address family")
+
+// Burst is datagrams that travel one path together, one after another in one buffer.
+type Burst struct {
+	Path Path
+	Data []byte // the datagrams
+	Size int    // length of each of them but the last, which may be shorter
+	// Class is the octet of the outer header with DSCP and ECN bits (RFC 2474, RFC 3168). A system that can't set it, or
+	// tell it, leaves it 0.
+	Class uint8
+}
+
+const (
+	// MaxBurst is how many bytes a Burst may hold for Send: the largest UDP payload over IPv4.
+	MaxBurst = 65507
+	// MaxSegments is how many datagrams it may hold: Linux takes no more at once.
+	MaxSegments = 64
+	// ReceiveSize is the capacity that Receive wants of a Burst, in bytes.
+	ReceiveSize = 65535
+)
+
+// Each returns the datagrams of a burst, in their order.
+func (b *Burst) Each(yield func([]byte) bool) {
+	for d := b.Data; len(d) > 0; {
+		n := min(len(d), max(1, b.Size))
+		if !yield(d[:n:n]) {
+			return
+		}
+		d = d[n:]
+	}
+}
 
 // Options of New.
 type Options struct {
@@ -99,7 +129,7 @@ func (u *Underlay) open(port uint16) error {
 		port = v6.port()
 	case isTaken(err6) || err4 != nil:
 		if v4 != nil {
-			_ = v4.conn.Close()
+			_ = v4.close()
 		}
 		return fmt.Errorf("underlay: %w", errors.Join(err4, err6))
 	default:
@@ -125,7 +155,7 @@ func (u *Underlay) Close() error {
 	u.once.Do(func() {
 		close(u.closed)
 		for _, s := range u.sockets {
-			err = errors.Join(err, s.conn.Close())
+			err = errors.Join(err, s.close())
 		}
 	})
 	return err
@@ -140,45 +170,51 @@ func (u *Underlay) Loops() int { return len(u.sockets) }
 // Send sends the datagrams along one path, in order. It sends all of them even if some fail, and returns the first
 // error. The datagrams may be reused when it returns.
 func (u *Underlay) Send(p Path, datagrams [][]byte) error {
-	if p.Relay != 0 {
-		return ErrNoRelay
-	}
-	s := u.v6
-	if p.Remote.Addr().Unmap().Is4() {
-		s = u.v4
-		p.Remote = netip.AddrPortFrom(p.Remote.Addr().Unmap(), p.Remote.Port())
-		p.Local = p.Local.Unmap()
-	}
-	if s == nil {
-		return ErrFamily
-	}
 	var first error
 	for _, d := range datagrams {
-		if err := s.send(p, d); err != nil && first == nil {
+		b := Burst{Path: p, Data: d, Size: len(d)}
+		if err := u.SendBurst(&b); err != nil && first == nil {
 			first = err
 		}
 	}
 	return first
 }
 
-// Receive waits for datagrams on one of the sockets, with loop below Loops, and puts each into its own element of bufs,
-// its length into sizes and its path into paths. It returns how many there were, at least one, or net.ErrClosed after
-// Close. Errors of the network, such as an ICMP error about an earlier datagram, do not end it.
-func (u *Underlay) Receive(loop int, bufs [][]byte, sizes []int, paths []Path) (int, error) {
+// SendBurst sends the datagrams of a burst, of at most MaxBurst bytes and MaxSegments datagrams: in one system call, where
+// the system can. It waits a little while the socket is full. The burst may be reused when it returns.
+func (u *Underlay) SendBurst(b *Burst) error {
+	if b.Path.Relay != 0 {
+		return ErrNoRelay
+	}
+	remote, local := b.Path.Remote, b.Path.Local
+	s := u.v6
+	if remote.Addr().Is4() || remote.Addr().Is4In6() {
+		s = u.v4
+		remote = netip.AddrPortFrom(remote.Addr().Unmap(), remote.Port())
+		local = local.Unmap()
+	}
+	if s == nil {
+		return ErrFamily
+	}
+	return s.send(remote, local, b)
+}
+
+// Receive waits for datagrams on one of the sockets, with loop below Loops. Each burst's Data must have a capacity of
+// ReceiveSize; it is filled from its beginning. Receive returns how many bursts there were, at least one, or
+// net.ErrClosed after Close. Errors of the network, such as an ICMP error about an earlier datagram, do not end it.
+func (u *Underlay) Receive(loop int, bursts []Burst) (int, error) {
 	if loop < 0 || loop >= len(u.sockets) {
 		return 0, net.ErrClosed
 	}
 	s := u.sockets[loop]
 	for failures := 0; ; failures++ {
-		n, path, err := s.receive(bufs[0])
-		if err == nil {
-			sizes[0], paths[0] = n, path
-			return 1, nil
-		}
-		if errors.Is(err, net.ErrClosed) {
+		n, err := s.receive(bursts)
+		switch {
+		case err == nil && n > 0:
+			return n, nil
+		case errors.Is(err, net.ErrClosed):
 			return 0, net.ErrClosed
-		}
-		if failures >= maxFailures {
+		case failures >= maxFailures:
 			return 0, fmt.Errorf("underlay: receive: %w", err)
 		}
 	}
@@ -187,4 +223,7 @@ func (u *Underlay) Receive(loop int, bufs [][]byte, sizes []int, paths []Path) (
 // maxFailures bounds how many errors in a row, with nothing received between them, count as errors of the network.
 const maxFailures = 10_000
 
-func hostPort(port uint16) string { return ":" + strconv.Itoa(int(port)) }
+// isTaken reports whether the port, rather than the address family, is what could not be had.
+func isTaken(err error) bool {
+	return errors.Is(err, syscall.EADDRINUSE) || errors.Is(err, syscall.EACCES) || errors.Is(err, errAddressInUse)
+}

@@ -34,14 +34,22 @@ func (u *Underlay) loopOf(v6 bool) int {
 	return -1
 }
 
+func arena(n int) []Burst {
+	in := make([]Burst, n)
+	for i := range in {
+		in[i].Data = make([]byte, 0, ReceiveSize)
+	}
+	return in
+}
+
 func receiveOne(t testing.TB, u *Underlay, v6 bool) (string, Path) {
 	t.Helper()
-	bufs, sizes, paths := [][]byte{make([]byte, 2048)}, make([]int, 1), make([]Path, 1)
-	n, err := u.Receive(u.loopOf(v6), bufs, sizes, paths)
+	in := arena(1)
+	n, err := u.Receive(u.loopOf(v6), in)
 	if err != nil || n != 1 {
 		t.Fatal(n, err)
 	}
-	return string(bufs[0][:sizes[0]]), paths[0]
+	return string(in[0].Data), in[0].Path
 }
 
 func TestBothFamiliesOnOnePort(t *testing.T) {
@@ -162,7 +170,7 @@ func TestRunEndsReceive(t *testing.T) {
 	ended := make(chan error, 3)
 	for loop := range u.Loops() {
 		go func() {
-			_, err := u.Receive(loop, [][]byte{make([]byte, 100)}, make([]int, 1), make([]Path, 1))
+			_, err := u.Receive(loop, arena(1))
 			ended <- err
 		}()
 	}
@@ -177,10 +185,10 @@ func TestRunEndsReceive(t *testing.T) {
 			t.Errorf("got %v", err)
 		}
 	}
-	if _, err := u.Receive(0, [][]byte{nil}, make([]int, 1), make([]Path, 1)); !errors.Is(err, net.ErrClosed) {
+	if _, err := u.Receive(0, arena(1)); !errors.Is(err, net.ErrClosed) {
 		t.Errorf("after Run: %v", err)
 	}
-	if _, err := u.Receive(9, nil, nil, nil); !errors.Is(err, net.ErrClosed) {
+	if _, err := u.Receive(9, nil); !errors.Is(err, net.ErrClosed) {
 		t.Errorf("loop that is not there: %v", err)
 	}
 }
@@ -191,34 +199,20 @@ func TestRelayPathsAreRefused(t *testing.T) {
 	}
 }
 
-func TestSourceCacheIsBounded(t *testing.T) {
-	u := open(t)
-	a := netip.MustParseAddr("10.0.0.0")
-	for range 10 * maxSources {
-		a = a.Next()
-		if u.v4.source(a) == nil {
-			t.Fatal("no control message")
-		}
-	}
-	if n := len(*u.v4.sources.Load()); n > maxSources {
-		t.Errorf("%d entries", n)
-	}
-}
-
 func TestNoAllocation(t *testing.T) {
 	if runtime.GOOS != "linux" {
 		t.Skip("packet info is read without allocation on Linux only")
 	}
 	a, b := open(t), open(t)
 	datagram := [][]byte{make([]byte, 1400)}
-	bufs, sizes, paths := [][]byte{make([]byte, 2048)}, make([]int, 1), make([]Path, 1)
+	in := arena(1)
 	p := Path{Remote: netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), b.Port()), Local: netip.MustParseAddr("127.0.0.1")}
 	loop := b.loopOf(false)
 	if n := testing.AllocsPerRun(200, func() {
 		if err := a.Send(p, datagram); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := b.Receive(loop, bufs, sizes, paths); err != nil {
+		if _, err := b.Receive(loop, in); err != nil {
 			t.Fatal(err)
 		}
 	}); n != 0 {
@@ -226,27 +220,17 @@ func TestNoAllocation(t *testing.T) {
 	}
 }
 
-func FuzzPacketDestination(f *testing.F) {
-	f.Add(packetSource(netip.MustParseAddr("127.0.0.1")), false)
-	f.Add(packetSource(netip.MustParseAddr("::1")), true)
-	f.Fuzz(func(t *testing.T, oob []byte, v6 bool) {
-		if a := packetDestination(oob, v6); a.IsValid() && a.Is6() != v6 {
-			t.Errorf("%v for IPv6 %v", a, v6)
-		}
-	})
-}
-
 func BenchmarkSendReceive(b *testing.B) {
 	x, y := open(b), open(b)
 	datagram := [][]byte{make([]byte, 1452)}
-	bufs, sizes, paths := [][]byte{make([]byte, 2048)}, make([]int, 1), make([]Path, 1)
+	in := arena(1)
 	p := Path{Remote: netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), y.Port())}
 	b.SetBytes(1452)
 	for b.Loop() {
 		if err := x.Send(p, datagram); err != nil {
 			b.Fatal(err)
 		}
-		if _, err := y.Receive(y.loopOf(false), bufs, sizes, paths); err != nil {
+		if _, err := y.Receive(y.loopOf(false), in); err != nil {
 			b.Fatal(err)
 		}
 	}

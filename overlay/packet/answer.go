@@ -81,16 +81,5 @@ func appendHeader(dst []byte, proto uint8, payload int, source, destination [16]
 // upperChecksum is the checksum over the pseudo-header and the upper layer of a packet without extension headers
 // (RFC 8200, section 8.1).
 func upperChecksum(p []byte) uint16 {
-	sum := uint32(len(p)-HeaderSize) + uint32(p[6])
-	b := p[8:]
-	for ; len(b) >= 2; b = b[2:] {
-		sum += uint32(binary.BigEndian.Uint16(b))
-	}
-	if len(b) == 1 {
-		sum += uint32(b[0]) << 8
-	}
-	for sum > 0xffff {
-		sum = sum>>16 + sum&0xffff
-	}
-	return ^uint16(sum)
+	return ^fold(sumBytes(uint64(len(p)-HeaderSize)+uint64(p[6]), p[8:]))
 }

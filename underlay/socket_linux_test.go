@@ -1,0 +1,152 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package underlay
+
+import (
+	"bytes"
+	"net/netip"
+	"testing"
+)
+
+// burstOf makes datagrams that differ from one another.
+func burstOf(p Path, count, size, last int) *Burst {
+	b := &Burst{Path: p, Size: size}
+	for i := range count {
+		n := size
+		if i == count-1 {
+			n = last
+		}
+		b.Data = append(b.Data, bytes.Repeat([]byte{byte(i + 1)}, n)...)
+	}
+	return b
+}
+
+// receiveAll reads datagrams until there are count of them.
+func receiveAll(t *testing.T, u *Underlay, v6 bool, count int) (got [][]byte, classes map[uint8]bool) {
+	t.Helper()
+	in, classes := arena(4), make(map[uint8]bool)
+	for len(got) < count {
+		n, err := u.Receive(u.loopOf(v6), in)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := range in[:n] {
+			classes[in[i].Class] = true
+			for d := range in[i].Each {
+				got = append(got, bytes.Clone(d))
+			}
+		}
+	}
+	return got, classes
+}
+
+func TestBurstsArriveWhole(t *testing.T) {
+	a, b := open(t), open(t)
+	for _, host := range []string{"127.0.0.1", "::1"} {
+		remote := netip.MustParseAddr(host)
+		if b.loopOf(remote.Is6()) < 0 {
+			continue
+		}
+		path := Path{Remote: netip.AddrPortFrom(remote, b.Port()), Local: remote}
+		for _, gso := range []bool{true, false} {
+			for _, s := range a.sockets {
+				if gso && !s.gso.Load() {
+					t.Log("this kernel does not cut bursts")
+				}
+				s.gso.Store(gso)
+			}
+			for _, tt := range []struct{ count, size, last int }{{1, 100, 100}, {2, 1452, 1}, {45, 1452, 1452}, {MaxSegments, 144, 144}, {MaxSegments, 1000, 7}} {
+				want := burstOf(path, tt.count, tt.size, tt.last)
+				want.Class = 0xb9 // expedited forwarding, ECT(1)
+				if err := a.SendBurst(want); err != nil {
+					t.Fatal(err)
+				}
+				got, classes := receiveAll(t, b, remote.Is6(), tt.count)
+				i := 0
+				for d := range want.Each {
+					if !bytes.Equal(got[i], d) {
+						t.Fatalf("%s, %+v: datagram %d has %d bytes", host, tt, i, len(got[i]))
+					}
+					i++
+				}
+				if len(got) != i || len(classes) != 1 || !classes[0xb9] {
+					t.Errorf("%s, %+v: %d datagrams, classes %v", host, tt, len(got), classes)
+				}
+			}
+			for _, s := range a.sockets {
+				s.gso.Store(true)
+			}
+		}
+	}
+}
+
+func TestBurstFromAnAddressThatMovedAway(t *testing.T) {
+	a, b := open(t), open(t)
+	path := Path{Remote: netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), b.Port()), Local: netip.MustParseAddr("192.0.2.77")}
+	if err := a.SendBurst(burstOf(path, 3, 10, 10)); err != nil {
+		t.Fatal(err)
+	}
+	if got, _ := receiveAll(t, b, false, 3); len(got) != 3 {
+		t.Errorf("%d datagrams", len(got))
+	}
+}
+
+func TestBurstsDoNotAllocate(t *testing.T) {
+	a, b := open(t), open(t)
+	host := netip.MustParseAddr("127.0.0.1")
+	out := burstOf(Path{Remote: netip.AddrPortFrom(host, b.Port()), Local: host}, 40, 1400, 1000)
+	in, loop := arena(8), b.loopOf(false)
+	if n := testing.AllocsPerRun(200, func() {
+		if err := a.SendBurst(out); err != nil {
+			t.Fatal(err)
+		}
+		for got := 0; got < len(out.Data); {
+			n, err := b.Receive(loop, in)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for i := range in[:n] {
+				got += len(in[i].Data)
+			}
+		}
+	}); n != 0 {
+		t.Errorf("%v allocations", n)
+	}
+}
+
+func FuzzControl(f *testing.F) {
+	for _, local := range []string{"127.0.0.1", "::1"} {
+		var b [controlSize]byte
+		a := netip.MustParseAddr(local)
+		f.Add(b[:encodeControl(&b, a, 1400, 3, a.Is6())], a.Is6())
+	}
+	f.Fuzz(func(t *testing.T, oob []byte, v6 bool) {
+		var c control
+		if c.parse(oob, v6); c.local.IsValid() && c.local.Is6() != v6 {
+			t.Errorf("%v for IPv6 %v", c.local, v6)
+		}
+	})
+}
+
+func BenchmarkBurst(b *testing.B) {
+	x, y := open(b), open(b)
+	host := netip.MustParseAddr("127.0.0.1")
+	out := burstOf(Path{Remote: netip.AddrPortFrom(host, y.Port())}, 45, 1452, 1452)
+	in, loop := arena(8), y.loopOf(false)
+	b.SetBytes(int64(len(out.Data)))
+	b.ReportAllocs()
+	for b.Loop() {
+		if err := x.SendBurst(out); err != nil {
+			b.Fatal(err)
+		}
+		for got := 0; got < len(out.Data); {
+			n, err := y.Receive(loop, in)
+			if err != nil {
+				b.Fatal(err)
+			}
+			for i := range in[:n] {
+				got += len(in[i].Data)
+			}
+		}
+	}
+}
