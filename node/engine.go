@@ -74,6 +74,7 @@ func openEngine(o engineOptions) (e *engine, warnings []string, err error) {
 	e.names = magicdns.New(magicdns.Options{Log: o.log})
 	if err = o.system.Configure(platform.Interface{
 		Name: e.device.Name(), MTU: mtu, Address: identity.Address(o.network, o.self), Route: prefix,
+		Segments: overlay.Segments(mtu),
 	}); err != nil {
 		return nil, nil, fmt.Errorf("configure %s: %w", e.device.Name(), err)
 	}

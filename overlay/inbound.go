@@ -51,6 +51,7 @@ func newInbound(o *Overlay) *inbound {
 }
 
 func (o *Overlay) inboundLoop(ctx context.Context, loop int) error {
+	// Goroutines that move between threads move between processors, and so reorder what they send.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	b := newInbound(o)

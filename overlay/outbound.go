@@ -62,6 +62,7 @@ func newOutbound(o *Overlay) *outbound {
 }
 
 func (o *Overlay) outboundLoop(ctx context.Context) error {
+	// Goroutines that move between threads move between processors, and so reorder what they send.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	b := newOutbound(o)

@@ -21,6 +21,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -163,6 +164,7 @@ func (o *Overlay) now() moment {
 // Run moves packets until ctx ends or the device or the underlay fails. It closes both, since only that ends a loop
 // that waits for one of them, and returns when all its goroutines have ended: nil if ctx ended.
 func (o *Overlay) Run(ctx context.Context) error {
+	o.reserve()
 	group, inner := errgroup.WithContext(ctx)
 	group.Go(func() error {
 		<-inner.Done()
@@ -184,6 +186,21 @@ func (o *Overlay) Run(ctx context.Context) error {
 		return nil
 	}
 	return err
+}
+
+// reserve sees to it that the loops, each of which holds one of Go's processors while it is in the kernel, leave some to
+// everybody else: where there are none to spare the scheduler keeps taking theirs away and giving them back.
+func (o *Overlay) reserve() {
+	const others = 2
+	if need := 1 + o.under.Loops() + others; runtime.GOMAXPROCS(0) < need {
+		runtime.GOMAXPROCS(need)
+	}
+}
+
+// Segments is how many full packets of an MTU fit in one send of the underlay: it is best if the kernel makes its bursts no
+// longer than that.
+func Segments(mtu int) int {
+	return min(underlay.MaxSegments, max(1, underlay.MaxBurst/(mtu+noise.Overhead)))
 }
 
 // ended tells whether an error of a loop is just the end of Run.

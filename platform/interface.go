@@ -14,6 +14,9 @@ type Interface struct {
 	MTU     int          // bytes; at least 1280, as IPv6 demands
 	Address netip.Addr   // IPv6, set as a /128
 	Route   netip.Prefix // IPv6, sent into the interface
+	// Segments is how many segments the kernel may hand over as one packet; 0: as many as it likes. Only Linux hands over
+	// more than one.
+	Segments int
 }
 
 func (i Interface) validate() error {

@@ -29,6 +29,10 @@ func ConfigureInterface(i Interface) error {
 	if err := netlink.LinkSetMTU(link, i.MTU); err != nil {
 		return fmt.Errorf("set MTU of %s: %w", i.Name, err)
 	}
+	if i.Segments > 0 {
+		// Longer bursts would only be less even.
+		_ = netlink.LinkSetGSOMaxSegs(link, i.Segments)
+	}
 	if err := netlink.LinkSetUp(link); err != nil {
 		return fmt.Errorf("bring up %s: %w", i.Name, err)
 	}

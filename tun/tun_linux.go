@@ -15,7 +15,8 @@ import (
 const devicePath = "/dev/net/tun"
 
 // queue is the descriptor of an interface's packet queue. Package os is not asked to read it: its poller would be woken
-// for each packet, and a goroutine that owns its thread would have to be woken from there.
+// for each packet, and a goroutine that owns its thread would have to be woken from there. The calls that never wait are
+// raw: the scheduler would take them for ones that might, and look after them every 20 microseconds.
 type queue struct {
 	name     string
 	mtu      int
@@ -77,7 +78,7 @@ func (q *queue) Read(buf []byte, h *Header, wait bool) (int, error) {
 	iov[0].SetLen(len(virtio))
 	iov[1].SetLen(len(buf))
 	for !q.closed {
-		n, _, errno := unix.Syscall(unix.SYS_READV, uintptr(q.fd), uintptr(unsafe.Pointer(&iov[0])), uintptr(len(iov)))
+		n, _, errno := unix.RawSyscall(unix.SYS_READV, uintptr(q.fd), uintptr(unsafe.Pointer(&iov[0])), uintptr(len(iov)))
 		switch errno {
 		case 0:
 			if h.decode(&virtio, int(n)-virtioSize) {
@@ -136,7 +137,7 @@ func (q *queue) Write(h *Header, pieces [][]byte) error {
 		return os.ErrClosed
 	}
 	for {
-		_, _, errno := unix.Syscall(unix.SYS_WRITEV, uintptr(q.fd), uintptr(unsafe.Pointer(&iov[0])), uintptr(n))
+		_, _, errno := unix.RawSyscall(unix.SYS_WRITEV, uintptr(q.fd), uintptr(unsafe.Pointer(&iov[0])), uintptr(n))
 		switch errno {
 		case 0:
 			return nil

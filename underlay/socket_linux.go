@@ -26,7 +26,8 @@ const (
 )
 
 // socket is a UDP socket of one address family. It is not package net's: that one's poller would be woken for each
-// datagram, and takes them one by one.
+// datagram, and takes them one by one. Calls that don't wait are raw: the scheduler would take them for ones that might,
+// and look after them every 20 microseconds.
 type socket struct {
 	fd   int
 	v6   bool
@@ -160,8 +161,12 @@ func (s *socket) receive(bursts []Burst) (int, error) {
 	}
 	bursts = bursts[:min(len(bursts), receiveBatch)]
 	s.in.prepare(bursts)
-	n, _, errno := unix.Syscall6(unix.SYS_RECVMMSG, uintptr(s.fd), uintptr(unsafe.Pointer(&s.in.headers[0])),
-		uintptr(len(bursts)), unix.MSG_WAITFORONE, 0, 0)
+	n, _, errno := unix.RawSyscall6(unix.SYS_RECVMMSG, uintptr(s.fd), uintptr(unsafe.Pointer(&s.in.headers[0])),
+		uintptr(len(bursts)), unix.MSG_DONTWAIT, 0, 0)
+	if errno == unix.EAGAIN {
+		n, _, errno = unix.Syscall6(unix.SYS_RECVMMSG, uintptr(s.fd), uintptr(unsafe.Pointer(&s.in.headers[0])),
+			uintptr(len(bursts)), unix.MSG_WAITFORONE, 0, 0)
+	}
 	if s.end.Load() {
 		return 0, net.ErrClosed
 	}
@@ -261,7 +266,10 @@ func (s *socket) message(remote netip.AddrPort, local netip.Addr, data []byte, s
 		h.SetControllen(n)
 	}
 	for {
-		_, _, errno := unix.Syscall(unix.SYS_SENDMSG, uintptr(s.fd), uintptr(unsafe.Pointer(&h)), 0)
+		_, _, errno := unix.RawSyscall(unix.SYS_SENDMSG, uintptr(s.fd), uintptr(unsafe.Pointer(&h)), unix.MSG_DONTWAIT)
+		if errno == unix.EAGAIN {
+			_, _, errno = unix.Syscall(unix.SYS_SENDMSG, uintptr(s.fd), uintptr(unsafe.Pointer(&h)), 0)
+		}
 		switch errno {
 		case 0:
 			return nil
