@@ -73,7 +73,7 @@ func (n *Node) lookUp(ctx context.Context, q string) (agent identity.AgentPublic
 }
 
 // mismatch is the loud refusal of a name whose key has changed.
-func (n *Node) mismatch(m *membership, name string) error {
+func (n *Node) mismatch(m *membership, name string) *localapi.Error {
 	c := m.book.mismatches[name]
 	return &localapi.Error{
 		Code:    localapi.CodeKeyMismatch,
@@ -101,7 +101,10 @@ func (n *Node) Ping(ctx context.Context, r localapi.PingRequest) (localapi.PingR
 			return fmt.Errorf("%s: %w", p.certificate.Name, errRevoked)
 		}
 		result.Name, result.Address = p.certificate.Name, identity.Address(v.book.network, agent)
-		return v.book.requireTrust(agent, p.certificate.Name, n.now())
+		if missing := v.book.requireTrust(agent, p.certificate.Name, n.now()); missing != nil {
+			return missing
+		}
+		return nil
 	}); err != nil {
 		return localapi.PingResult{}, explain(err)
 	}
@@ -123,7 +126,7 @@ func (n *Node) Ping(ctx context.Context, r localapi.PingRequest) (localapi.PingR
 }
 
 // requireTrust says which consent is missing, and what gives it.
-func (b *book) requireTrust(agent identity.AgentPublic, name string, now time.Time) error {
+func (b *book) requireTrust(agent identity.AgentPublic, name string, now time.Time) *localapi.Error {
 	e := &localapi.Error{Code: localapi.CodeNotTrusted}
 	switch b.trust(agent, now) {
 	case localapi.TrustMutual:
@@ -401,7 +404,7 @@ func (n *Node) Status(context.Context) (localapi.Status, error) {
 		Addresses: n.saved.Coordinators, Hosted: n.saved.Hosted, Connected: m.link.connected, Since: m.link.since, NextTry: m.link.nextTry,
 	}
 	if m.link.err != nil {
-		s.Coordinator.Error = m.link.err.Error()
+		s.Coordinator.Error = explain(m.link.err).Error()
 	}
 	n.statusPeers(&s, m)
 	n.statusProblems(&s, m)
@@ -418,7 +421,7 @@ func (n *Node) statusProblems(s *localapi.Status, m *membership) {
 			Hint: "is the clock right? The coordinator renews it"})
 	}
 	for _, name := range slices.Sorted(mapKeys(m.book.mismatches)) {
-		e := n.mismatch(m, name).(*localapi.Error)
+		e := n.mismatch(m, name)
 		s.Problems = append(s.Problems, localapi.Problem{Code: e.Code, Message: e.Message, Hint: e.Hint})
 	}
 	for _, w := range m.warnings {

@@ -211,9 +211,9 @@ func (n *Node) describe(r *localapi.UpResult) {
 	if !m.link.connected {
 		reason := "no answer yet"
 		if m.link.err != nil {
-			reason = m.link.err.Error()
+			reason = explain(m.link.err).Error()
 		}
-		r.Warnings = append(r.Warnings, "the coordinator is not reachable ("+reason+"); known peers work meanwhile")
+		r.Warnings = append(r.Warnings, "the coordinator is not reachable: "+reason+"; known peers work meanwhile")
 	}
 }
 

@@ -161,7 +161,12 @@ func Cleanup(stateDir string) error {
 	if err != nil {
 		return explain(err)
 	}
-	return errors.Join(explain(platform.RestoreDNS(stateDir, slog.New(slog.DiscardHandler))), unlock())
+	err = platform.RestoreDNS(stateDir, slog.New(slog.DiscardHandler))
+	socket := platform.SocketPath(stateDir)
+	if info, stale := os.Lstat(socket); stale == nil && info.Mode().Type() == os.ModeSocket {
+		err = errors.Join(err, os.Remove(socket)) // nobody listens: the lock is ours
+	}
+	return errors.Join(explain(err), unlock())
 }
 
 // Run serves the local API, brings the network up if it was up before, and returns when everything has ended: after

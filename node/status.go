@@ -58,8 +58,7 @@ func (m *membership) peerState(agent identity.AgentPublic, p *peer, trust string
 	if m.book.isRevoked(p.certificate) {
 		return localapi.PeerRefused, &localapi.Problem{Code: localapi.CodeRevoked, Message: "the authority revoked it"}
 	}
-	if err := m.book.requireTrust(agent, p.certificate.Name, now); err != nil {
-		e := err.(*localapi.Error)
+	if e := m.book.requireTrust(agent, p.certificate.Name, now); e != nil {
 		state := localapi.PeerPending
 		if trust == localapi.TrustRejected || trust == localapi.TrustRevoked {
 			state = localapi.PeerRefused
