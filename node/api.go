@@ -183,7 +183,7 @@ func (n *Node) invite(ctx context.Context, r localapi.InviteRequest) (result loc
 		}
 		invite.NetworkName, invite.Authority, invite.Coordinators = n.saved.Network, v.book.network, n.saved.Coordinators
 		if n.saved.Hosted {
-			invite.Coordinators = n.advertised(n.saved.Listen)
+			invite.Coordinators = n.advertised(n.saved.Authority, n.saved.Listen)
 		}
 		if len(invite.Coordinators) == 0 {
 			invite.Coordinators = n.coordinators()

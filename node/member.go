@@ -205,7 +205,7 @@ func (n *Node) describe(r *localapi.UpResult) {
 	r.Hosted = n.saved.Hosted
 	r.Coordinators = n.saved.Coordinators
 	if r.Hosted {
-		r.Coordinators = n.advertised(n.saved.Listen)
+		r.Coordinators = n.advertised(n.saved.Authority, n.saved.Listen)
 	}
 	r.Warnings = append(r.Warnings, m.warnings...)
 	if !m.link.connected {

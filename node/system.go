@@ -4,9 +4,11 @@ package node
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"net"
 	"net/netip"
+	"strconv"
 
 	"github.com/pilot-protocol/pilot/overlay"
 	"github.com/pilot-protocol/pilot/platform"
@@ -52,13 +54,22 @@ type host struct {
 	log      *slog.Logger
 }
 
-func (h host) OpenTUN() (tun.Device, error)         { return tun.Open(interfaceName, mtu) }
 func (h host) Configure(i platform.Interface) error { return platform.ConfigureInterface(i) }
 func (h host) OpenUnderlay() (Underlay, error) {
 	return underlay.New(underlay.Options{Port: port, Log: h.log})
 }
 func (h host) RestoreDNS() error                         { return platform.RestoreDNS(h.stateDir, h.log) }
 func (h host) Addresses(ex string) ([]netip.Addr, error) { return platform.InterfaceAddresses(ex) }
+
+// OpenTUN takes the first name that is free: a host may run daemons of several networks.
+func (h host) OpenTUN() (d tun.Device, err error) {
+	for i := range maxInterfaces {
+		if d, err = tun.Open(interfaceName+strconv.Itoa(i), mtu); !errors.Is(err, tun.ErrBusy) {
+			return d, err
+		}
+	}
+	return nil, err
+}
 
 func (h host) OpenDNS() (platform.DNS, error) {
 	return platform.OpenDNS(platform.Options{Log: h.log, StateDir: h.stateDir})
@@ -72,5 +83,8 @@ func (h host) ListenLocal() (net.Listener, error) {
 	return platform.ListenLocal(platform.SocketPath(h.stateDir))
 }
 
-// interfaceName is the wished name; macOS chooses its own.
-const interfaceName = "pilot0"
+const (
+	// interfaceName begins the interfaces' wished names; a number follows. macOS chooses its own.
+	interfaceName = "pilot"
+	maxInterfaces = 16
+)

@@ -173,7 +173,7 @@ func (n *Node) create(ctx context.Context, r localapi.UpRequest) error {
 func (n *Node) host(ctx context.Context, listen, network string) (*coordinator.Coordinator, error) {
 	var advertise []string // port 0: nobody knows it yet
 	if _, port, err := net.SplitHostPort(listen); err == nil && port != "0" {
-		advertise = n.advertised(listen)
+		advertise = n.advertised(n.saved.Authority, listen)
 	}
 	c, err := coordinator.New(coordinator.Options{
 		Listen: listen, StateDir: filepath.Join(n.folder.dir, coordinatorDir), Network: network,
@@ -209,8 +209,8 @@ func chosenPort(listen string, a net.Addr) string {
 	return net.JoinHostPort(host, strconv.Itoa(t.Port))
 }
 
-// advertised lists host:port of a coordinator on this host as others reach it.
-func (n *Node) advertised(listen string) []string {
+// advertised lists host:port of a coordinator on this host as others reach it, at most eight.
+func (n *Node) advertised(network identity.AuthorityPublic, listen string) []string {
 	host, port, err := net.SplitHostPort(listen)
 	if err != nil {
 		return nil
@@ -218,11 +218,12 @@ func (n *Node) advertised(listen string) []string {
 	if a, err := netip.ParseAddr(host); host != "" && (err != nil || !a.IsUnspecified()) {
 		return []string{listen}
 	}
-	addrs, err := n.system.Addresses(interfaceName)
+	addrs, err := n.system.Addresses("")
 	if err != nil {
 		n.log.Warn("this host's addresses can't be read", "error", err)
 	}
-	slices.SortStableFunc(addrs, func(a, b netip.Addr) int { // IPv4 first: it is the shorter one to read
+	addrs = slices.DeleteFunc(addrs, identity.NetworkPrefix(network).Contains) // the overlay's own is no way in
+	slices.SortStableFunc(addrs, func(a, b netip.Addr) int {                   // IPv4 first: it is the shorter one to read
 		return b2i(a.Is6()) - b2i(b.Is6())
 	})
 	var list []string
