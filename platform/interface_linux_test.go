@@ -82,6 +82,9 @@ func TestConfigureInterface(t *testing.T) {
 		t.Fatalf("bind: %v", err)
 	}
 	l.Close()
+	if got, err := netlink.RouteGet(i.Address.AsSlice()); err != nil || got[0].Type != unix.RTN_LOCAL {
+		t.Errorf("the kernel doesn't take packets for the address yet: %v, %v", got, err)
+	}
 	link, err := netlink.LinkByName(i.Name)
 	if err != nil {
 		t.Fatal(err)

@@ -61,7 +61,14 @@ func openConfigured(t *testing.T) Device {
 	if err := netlink.LinkSetUp(link); err != nil {
 		t.Fatal(err)
 	}
-	return dev
+	// The kernel completes the address in the background, and takes no packets for it before.
+	for {
+		routes, err := netlink.RouteGet(own.AsSlice())
+		if err == nil && len(routes) == 1 && routes[0].Type == unix.RTN_LOCAL {
+			return dev
+		}
+		runtime.Gosched()
+	}
 }
 
 // readUDP reads until n packets of UDP to port have come; the kernel sends router solicitations and the like in between.
