@@ -52,7 +52,7 @@ func (n *Node) lookUp(ctx context.Context, q string) (agent identity.AgentPublic
 	}
 	ctx, cancel := context.WithTimeout(ctx, askLimit)
 	defer cancel()
-	p, err := m.client.Agent(ctx, plainName(q, m.zone))
+	p, err := m.client.Load().Agent(ctx, plainName(q, m.zone))
 	if err != nil {
 		return agent, err
 	}
@@ -201,7 +201,7 @@ func (n *Node) invite(ctx context.Context, r localapi.InviteRequest) (result loc
 	}
 	ctx, cancel := context.WithTimeout(ctx, askLimit)
 	defer cancel()
-	if err := m.client.CreateInvite(ctx, api.InviteRequest{
+	if err := m.client.Load().CreateInvite(ctx, api.InviteRequest{
 		Join: key.Public(), Uses: r.Uses, Expires: invite.Expires, Tags: r.Tags, Jurisdiction: r.Jurisdiction, Consent: invite.Consent,
 	}); err != nil {
 		return result, err

@@ -77,9 +77,7 @@ func (n *Node) prepare() (*membership, error) {
 			return nil, err
 		}
 	}
-	if m.client, err = api.NewClient(api.ClientOptions{
-		Addresses: n.coordinators(), Authority: n.saved.Authority, Key: n.key, Now: n.now,
-	}); err != nil {
+	if err := n.connect(m); err != nil {
 		return nil, err
 	}
 	m.engine, m.warnings, err = openEngine(engineOptions{
@@ -114,6 +112,20 @@ func (n *Node) coordinators() []string {
 	return loopback(&net.TCPAddr{IP: ip, Port: p})
 }
 
+// connect makes the client of the coordinators that are known now.
+func (n *Node) connect(m *membership) error {
+	client, err := api.NewClient(api.ClientOptions{
+		Addresses: n.coordinators(), Authority: n.saved.Authority, Key: n.key, Now: n.now,
+	})
+	if err != nil {
+		return err
+	}
+	if old := m.client.Swap(client); old != nil {
+		old.CloseIdleConnections()
+	}
+	return nil
+}
+
 // live runs a membership until the daemon ends.
 func (n *Node) live(ctx context.Context, m *membership) error {
 	group, ctx := errgroup.WithContext(ctx)
@@ -125,7 +137,7 @@ func (n *Node) live(ctx context.Context, m *membership) error {
 	group.Go(func() error { return n.watchHost(ctx, m) })
 	group.Go(func() error { n.greet(ctx, m); return nil })
 	err := group.Wait()
-	m.client.CloseIdleConnections()
+	m.client.Load().CloseIdleConnections()
 	n.mu.Lock()
 	n.member = nil
 	n.mu.Unlock()
@@ -219,7 +231,7 @@ func (n *Node) describe(r *localapi.UpResult) {
 
 // endpoints lists where this node is reached, in the order in which peers should try.
 func (n *Node) endpoints(m *membership) []netip.AddrPort {
-	addrs, err := n.system.Addresses(m.engine.device.Name())
+	addrs, err := n.system.Addresses()
 	if err != nil {
 		n.log.Warn("this host's addresses can't be read", "error", err)
 	}

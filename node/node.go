@@ -19,6 +19,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -65,7 +66,7 @@ type membership struct {
 	book      *book
 	tunnels   []tunnelKey
 	engine    *engine
-	client    *api.Client
+	client    atomic.Pointer[api.Client] // another one after a join that brought other addresses
 	zone      string
 	link      coordinatorLink
 	synced    chan struct{} // closed when the coordinator has told everything for the first time

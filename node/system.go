@@ -8,7 +8,9 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/pilot-protocol/pilot/overlay"
 	"github.com/pilot-protocol/pilot/platform"
@@ -40,8 +42,9 @@ type System interface {
 	OpenDNS() (platform.DNS, error)
 	// RestoreDNS undoes what a daemon that was killed left behind.
 	RestoreDNS() error
-	// Addresses lists where this host can be reached, without those of the interface named.
-	Addresses(exclude string) ([]netip.Addr, error)
+	// Addresses lists where this host can be reached. No overlay's own address is among them: a tunnel inside another
+	// network's tunnel would depend on that one.
+	Addresses() ([]netip.Addr, error)
 	// WatchNetwork tells when they may have changed. The channel is closed when ctx ends.
 	WatchNetwork(context.Context) (<-chan struct{}, error)
 	// ListenLocal opens the local API's socket.
@@ -58,8 +61,7 @@ func (h host) Configure(i platform.Interface) error { return platform.ConfigureI
 func (h host) OpenUnderlay() (Underlay, error) {
 	return underlay.New(underlay.Options{Port: port, Log: h.log})
 }
-func (h host) RestoreDNS() error                         { return platform.RestoreDNS(h.stateDir, h.log) }
-func (h host) Addresses(ex string) ([]netip.Addr, error) { return platform.InterfaceAddresses(ex) }
+func (h host) RestoreDNS() error { return platform.RestoreDNS(h.stateDir, h.log) }
 
 // OpenTUN takes the first name that is free: a host may run daemons of several networks.
 func (h host) OpenTUN() (d tun.Device, err error) {
@@ -73,6 +75,32 @@ func (h host) OpenTUN() (d tun.Device, err error) {
 
 func (h host) OpenDNS() (platform.DNS, error) {
 	return platform.OpenDNS(platform.Options{Log: h.log, StateDir: h.stateDir})
+}
+
+func (h host) Addresses() ([]netip.Addr, error) {
+	addrs, err := platform.InterfaceAddresses("")
+	if err != nil {
+		return nil, err
+	}
+	interfaces, err := net.Interfaces()
+	if err != nil {
+		return nil, err
+	}
+	for _, i := range interfaces {
+		if !strings.HasPrefix(i.Name, interfaceName) {
+			continue
+		}
+		overlays, err := i.Addrs()
+		if err != nil {
+			continue // it went away in between, and its addresses with it
+		}
+		for _, o := range overlays {
+			if p, err := netip.ParsePrefix(o.String()); err == nil {
+				addrs = slices.DeleteFunc(addrs, func(a netip.Addr) bool { return a == p.Addr() })
+			}
+		}
+	}
+	return addrs, nil
 }
 
 func (h host) WatchNetwork(ctx context.Context) (<-chan struct{}, error) {

@@ -218,7 +218,7 @@ func (n *Node) advertised(network identity.AuthorityPublic, listen string) []str
 	if a, err := netip.ParseAddr(host); host != "" && (err != nil || !a.IsUnspecified()) {
 		return []string{listen}
 	}
-	addrs, err := n.system.Addresses("")
+	addrs, err := n.system.Addresses()
 	if err != nil {
 		n.log.Warn("this host's addresses can't be read", "error", err)
 	}
@@ -291,7 +291,10 @@ func (n *Node) join(ctx context.Context, invite identity.Invite, name string) (a
 		n.saved.Peers = append(n.saved.Peers, *m.Inviter)
 	}
 	n.saved.Consents = append(n.saved.Consents, m.Consents...)
-	if n.member != nil { // joined once more, for the trust that comes with the invite
+	if n.member != nil { // joined once more, for the trust and the addresses that come with the invite
+		if err := n.connect(n.member); err != nil {
+			return m, err
+		}
 		for _, c := range m.Consents {
 			if _, err := n.member.book.addConsent(c); err != nil {
 				return m, err

@@ -276,7 +276,7 @@ func TestAnotherProgramsRewrite(t *testing.T) {
 func inMountNamespace(t *testing.T) {
 	t.Helper()
 	if os.Geteuid() != 0 {
-		t.Skip("needs root to mount")
+		skip(t, "needs root to mount")
 	}
 	runtime.LockOSThread()
 	if err := unix.Unshare(unix.CLONE_FS | unix.CLONE_NEWNS); err != nil {

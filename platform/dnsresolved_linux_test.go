@@ -81,7 +81,7 @@ func startBus(t *testing.T) string {
 	t.Helper()
 	daemon, err := exec.LookPath("dbus-daemon")
 	if err != nil {
-		t.Skip("needs dbus-daemon: apt-get install dbus-daemon")
+		skip(t, "needs dbus-daemon: apt-get install dbus-daemon")
 	}
 	dir := t.TempDir()
 	config := filepath.Join(dir, "bus.conf")

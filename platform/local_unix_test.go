@@ -213,7 +213,7 @@ const stranger = 54321
 func needRoot(t *testing.T) {
 	t.Helper()
 	if os.Geteuid() != 0 {
-		t.Skip("needs root to be another user")
+		skip(t, "needs root to be another user")
 	}
 }
 
