@@ -7,8 +7,6 @@ import (
 	"crypto/rand"
 	"fmt"
 	"net"
-	"net/netip"
-	"slices"
 	"time"
 
 	"github.com/pilot-protocol/pilot/coordinator/api"
@@ -379,56 +377,4 @@ func (b *book) decide(r localapi.TrustRequest, agent identity.AgentPublic, now t
 		return c, errUsage("unknown action "+r.Action, "")
 	}
 	return c, nil
-}
-
-// Status tells everything that pilot status shows.
-func (n *Node) Status(context.Context) (localapi.Status, error) {
-	s := localapi.Status{State: localapi.StateDown, Version: n.opts.Version, PID: pid(), Peers: []localapi.PeerStatus{}}
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if n.saved.Up && n.saved.member() {
-		s.State = localapi.StateStarting
-	}
-	m := n.member
-	if m == nil {
-		return s, nil
-	}
-	s.State, s.Network, s.Zone, s.Authority = localapi.StateUp, n.saved.Network, m.zone, m.book.network.String()
-	c := m.book.certificate
-	s.Self = &localapi.Self{
-		Name: c.Name, FQDN: c.Name + "." + m.zone, Address: identity.Address(m.book.network, m.book.self), Key: m.book.self, Tags: c.Tags,
-		CertificateExpires: c.NotAfter, Interface: m.engine.device.Name(), Port: m.engine.underlay.Port(), Endpoints: n.endpoints(m),
-		DNS: m.engine.dnsMode(),
-	}
-	s.Coordinator = &localapi.CoordinatorState{
-		Addresses: n.saved.Coordinators, Hosted: n.saved.Hosted, Connected: m.link.connected, Since: m.link.since, NextTry: m.link.nextTry,
-	}
-	if m.link.err != nil {
-		s.Coordinator.Error = explain(m.link.err).Error()
-	}
-	n.statusPeers(&s, m)
-	n.statusProblems(&s, m)
-	return s, nil
-}
-
-func (n *Node) statusProblems(s *localapi.Status, m *membership) {
-	if !m.link.connected {
-		s.Problems = append(s.Problems, localapi.Problem{Code: localapi.CodeUnavailable, Message: "the coordinator is not reachable",
-			Hint: "known peers work meanwhile; changes and newcomers wait"})
-	}
-	if err := m.book.certificate.ValidAt(n.now()); err != nil {
-		s.Problems = append(s.Problems, localapi.Problem{Code: localapi.CodeRevoked, Message: "this agent's certificate: " + err.Error(),
-			Hint: "is the clock right? The coordinator renews it"})
-	}
-	for _, name := range slices.Sorted(mapKeys(m.book.mismatches)) {
-		e := n.mismatch(m, name)
-		s.Problems = append(s.Problems, localapi.Problem{Code: e.Code, Message: e.Message, Hint: e.Hint})
-	}
-	for _, w := range m.warnings {
-		s.Problems = append(s.Problems, localapi.Problem{Code: localapi.CodeInternal, Message: w})
-	}
-}
-
-func addressOf(b *book, agent identity.AgentPublic) netip.Addr {
-	return identity.Address(b.network, agent)
 }
