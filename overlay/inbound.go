@@ -63,6 +63,11 @@ func (b *inbound) receive(bufs [][]byte, sizes []int, paths []underlay.Path) err
 	b.snap, b.now, b.ready = b.o.snap.Load(), b.o.now(), b.ready[:0]
 	for i, buf := range bufs {
 		d := buf[:sizes[i]]
+		if b.snap.prefix.Contains(paths[i].Remote.Addr()) {
+			// It came through a tunnel. The answer would go into the same tunnel, and its records into it again.
+			b.o.counters.drop(DropDatagram)
+			continue
+		}
 		switch noise.Kind(d) {
 		case noise.KindRecord:
 			b.receiveRecord(d, &paths[i])
