@@ -65,7 +65,10 @@ func (n *Node) prepare() (*membership, error) {
 		synced: make(chan struct{}), republish: make(chan struct{}, 1), renew: make(chan struct{}, 1),
 	}
 	m.link.since = n.now()
-	if err := m.book.load(n.saved); err != nil {
+	n.mu.Lock()
+	saved := n.saved
+	n.mu.Unlock()
+	if err := m.book.load(saved); err != nil {
 		return nil, damaged(nodeFile, err)
 	}
 	var err error

@@ -53,6 +53,7 @@ type Node struct {
 	stop   chan struct{}                    // closed once by Down
 	once   sync.Once
 	upLock chan struct{} // held while the network is being brought up
+	hosted *hosted       // nil: none runs; guarded by upLock
 
 	mu     sync.Mutex // guards all below
 	saved  savedNode
