@@ -146,7 +146,8 @@ func TestNATSGoesAndComesBack(t *testing.T) {
 			t.Fatal("the registry didn't come back")
 		}
 	}
-	la.until("b", isPeer(b.public(), p.Authority(), reachable))
+	// A stream that met the gap may have ended: its agent opens another one, which begins with everything.
+	a.listen(t).until("b", isPeer(b.public(), p.Authority(), reachable))
 }
 
 func TestNATSWithoutJetStream(t *testing.T) {

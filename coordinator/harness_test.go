@@ -8,7 +8,6 @@ import (
 	"io"
 	"iter"
 	"log/slog"
-	"net"
 	"net/netip"
 	"os"
 	"sync/atomic"
@@ -264,14 +263,4 @@ func isPeer(agent identity.AgentPublic, network identity.AuthorityPublic, extra 
 		cert, err := identity.OpenCertificate(e.Peer.Certificate, network)
 		return err == nil && cert.Agent == agent && extra(*e.Peer)
 	}
-}
-
-func reusePort(t testing.TB) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
 }

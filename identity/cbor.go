@@ -17,7 +17,9 @@ type codec struct {
 }
 
 func newCodec() (codec, error) {
-	enc, err := cbor.CoreDetEncOptions().EncMode()
+	options := cbor.CoreDetEncOptions()
+	options.NilContainers = cbor.NilContainerAsEmpty // null, where a list or bytes belong, is not the one encoding
+	enc, err := options.EncMode()
 	if err != nil {
 		return codec{}, err
 	}

@@ -262,6 +262,29 @@ func TestAbuse20MalleableEncodings(t *testing.T) {
 	}
 }
 
+// TestNullIsNoList: a signed null where a list or bytes belong is refused like every other second encoding.
+func TestNullIsNoList(t *testing.T) {
+	f := newFixture()
+	network := f.authority.Public()
+	n := [KeySize]byte(network)
+	agent := [KeySize]byte(f.alice.Public())
+	for name, c := range map[string]struct {
+		domain string
+		key    JoinKey
+		body   []any
+		open   func([]byte) error
+	}{
+		"certificate tags": {certificateDomain, JoinKey(f.authority), []any{n[:], agent[:], "planner", nil, "", 1, 2, 3},
+			func(b []byte) error { _, err := OpenCertificate(b, network); return err }},
+		"record endpoints": {recordDomain, JoinKey(f.alice), []any{n[:], agent[:], 1, nil},
+			func(b []byte) error { _, err := OpenRecord(b, network); return err }},
+	} {
+		if err := c.open(must(seal(c.domain, 4096, c.key.Signer(), c.body))); !errors.Is(err, ErrEncoding) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
 // TestAbuse19SharedPrefix: addresses that agree in all but the last bit are different agents.
 func TestAbuse19SharedPrefix(t *testing.T) {
 	network := AuthorityKeyFromSeed(seed(1)).Public()

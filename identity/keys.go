@@ -80,15 +80,22 @@ func (p *TunnelPublic) UnmarshalText(text []byte) error {
 }
 
 // ParseAgentPublic reads the text form of an agent's key.
-func ParseAgentPublic(s string) (p AgentPublic, err error) { return p, p.UnmarshalText([]byte(s)) }
+func ParseAgentPublic(s string) (p AgentPublic, err error) {
+	err = p.UnmarshalText([]byte(s))
+	return p, err
+}
 
 // ParseAuthorityPublic reads the text form of an authority's key.
 func ParseAuthorityPublic(s string) (p AuthorityPublic, err error) {
-	return p, p.UnmarshalText([]byte(s))
+	err = p.UnmarshalText([]byte(s))
+	return p, err
 }
 
 // ParseJoinPublic reads the text form of a join key's public half.
-func ParseJoinPublic(s string) (p JoinPublic, err error) { return p, p.UnmarshalText([]byte(s)) }
+func ParseJoinPublic(s string) (p JoinPublic, err error) {
+	err = p.UnmarshalText([]byte(s))
+	return p, err
+}
 
 func formatKey(prefix string, key []byte) string {
 	return prefix + base64.RawURLEncoding.EncodeToString(key)

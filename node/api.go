@@ -7,8 +7,6 @@ import (
 	"crypto/rand"
 	"fmt"
 	"net"
-	"net/netip"
-	"slices"
 	"time"
 
 	"github.com/pilot-protocol/pilot/coordinator/api"
@@ -52,7 +50,7 @@ func (n *Node) lookUp(ctx context.Context, q string) (agent identity.AgentPublic
 	}
 	ctx, cancel := context.WithTimeout(ctx, askLimit)
 	defer cancel()
-	p, err := m.client.Agent(ctx, plainName(q, m.zone))
+	p, err := m.client.Load().Agent(ctx, plainName(q, m.zone))
 	if err != nil {
 		return agent, err
 	}
@@ -73,7 +71,7 @@ func (n *Node) lookUp(ctx context.Context, q string) (agent identity.AgentPublic
 }
 
 // mismatch is the loud refusal of a name whose key has changed.
-func (n *Node) mismatch(m *membership, name string) error {
+func (n *Node) mismatch(m *membership, name string) *localapi.Error {
 	c := m.book.mismatches[name]
 	return &localapi.Error{
 		Code:    localapi.CodeKeyMismatch,
@@ -101,7 +99,10 @@ func (n *Node) Ping(ctx context.Context, r localapi.PingRequest) (localapi.PingR
 			return fmt.Errorf("%s: %w", p.certificate.Name, errRevoked)
 		}
 		result.Name, result.Address = p.certificate.Name, identity.Address(v.book.network, agent)
-		return v.book.requireTrust(agent, p.certificate.Name, n.now())
+		if missing := v.book.requireTrust(agent, p.certificate.Name, n.now()); missing != nil {
+			return missing
+		}
+		return nil
 	}); err != nil {
 		return localapi.PingResult{}, explain(err)
 	}
@@ -123,7 +124,7 @@ func (n *Node) Ping(ctx context.Context, r localapi.PingRequest) (localapi.PingR
 }
 
 // requireTrust says which consent is missing, and what gives it.
-func (b *book) requireTrust(agent identity.AgentPublic, name string, now time.Time) error {
+func (b *book) requireTrust(agent identity.AgentPublic, name string, now time.Time) *localapi.Error {
 	e := &localapi.Error{Code: localapi.CodeNotTrusted}
 	switch b.trust(agent, now) {
 	case localapi.TrustMutual:
@@ -180,7 +181,7 @@ func (n *Node) invite(ctx context.Context, r localapi.InviteRequest) (result loc
 		}
 		invite.NetworkName, invite.Authority, invite.Coordinators = n.saved.Network, v.book.network, n.saved.Coordinators
 		if n.saved.Hosted {
-			invite.Coordinators = n.advertised(n.saved.Listen)
+			invite.Coordinators = n.advertised(n.saved.Authority, n.saved.Listen)
 		}
 		if len(invite.Coordinators) == 0 {
 			invite.Coordinators = n.coordinators()
@@ -198,7 +199,7 @@ func (n *Node) invite(ctx context.Context, r localapi.InviteRequest) (result loc
 	}
 	ctx, cancel := context.WithTimeout(ctx, askLimit)
 	defer cancel()
-	if err := m.client.CreateInvite(ctx, api.InviteRequest{
+	if err := m.client.Load().CreateInvite(ctx, api.InviteRequest{
 		Join: key.Public(), Uses: r.Uses, Expires: invite.Expires, Tags: r.Tags, Jurisdiction: r.Jurisdiction, Consent: invite.Consent,
 	}); err != nil {
 		return result, err
@@ -376,56 +377,4 @@ func (b *book) decide(r localapi.TrustRequest, agent identity.AgentPublic, now t
 		return c, errUsage("unknown action "+r.Action, "")
 	}
 	return c, nil
-}
-
-// Status tells everything that pilot status shows.
-func (n *Node) Status(context.Context) (localapi.Status, error) {
-	s := localapi.Status{State: localapi.StateDown, Version: n.opts.Version, PID: pid(), Peers: []localapi.PeerStatus{}}
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if n.saved.Up && n.saved.member() {
-		s.State = localapi.StateStarting
-	}
-	m := n.member
-	if m == nil {
-		return s, nil
-	}
-	s.State, s.Network, s.Zone, s.Authority = localapi.StateUp, n.saved.Network, m.zone, m.book.network.String()
-	c := m.book.certificate
-	s.Self = &localapi.Self{
-		Name: c.Name, FQDN: c.Name + "." + m.zone, Address: identity.Address(m.book.network, m.book.self), Key: m.book.self, Tags: c.Tags,
-		CertificateExpires: c.NotAfter, Interface: m.engine.device.Name(), Port: m.engine.underlay.Port(), Endpoints: n.endpoints(m),
-		DNS: m.engine.dnsMode(),
-	}
-	s.Coordinator = &localapi.CoordinatorState{
-		Addresses: n.saved.Coordinators, Hosted: n.saved.Hosted, Connected: m.link.connected, Since: m.link.since, NextTry: m.link.nextTry,
-	}
-	if m.link.err != nil {
-		s.Coordinator.Error = m.link.err.Error()
-	}
-	n.statusPeers(&s, m)
-	n.statusProblems(&s, m)
-	return s, nil
-}
-
-func (n *Node) statusProblems(s *localapi.Status, m *membership) {
-	if !m.link.connected {
-		s.Problems = append(s.Problems, localapi.Problem{Code: localapi.CodeUnavailable, Message: "the coordinator is not reachable",
-			Hint: "known peers work meanwhile; changes and newcomers wait"})
-	}
-	if err := m.book.certificate.ValidAt(n.now()); err != nil {
-		s.Problems = append(s.Problems, localapi.Problem{Code: localapi.CodeRevoked, Message: "this agent's certificate: " + err.Error(),
-			Hint: "is the clock right? The coordinator renews it"})
-	}
-	for _, name := range slices.Sorted(mapKeys(m.book.mismatches)) {
-		e := n.mismatch(m, name).(*localapi.Error)
-		s.Problems = append(s.Problems, localapi.Problem{Code: e.Code, Message: e.Message, Hint: e.Hint})
-	}
-	for _, w := range m.warnings {
-		s.Problems = append(s.Problems, localapi.Problem{Code: localapi.CodeInternal, Message: w})
-	}
-}
-
-func addressOf(b *book, agent identity.AgentPublic) netip.Addr {
-	return identity.Address(b.network, agent)
 }

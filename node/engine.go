@@ -49,9 +49,9 @@ type engineOptions struct {
 
 // openEngine makes the interface, the sockets and the service stack. Nothing moves before run. The warnings say what
 // this host has to do without.
-func openEngine(o engineOptions) (e *engine, warnings []string, err error) {
+func openEngine(o engineOptions) (opened *engine, warnings []string, err error) {
 	prefix := identity.NetworkPrefix(o.network)
-	e = &engine{zone: o.zone, prefix: prefix, service: identity.ServiceAddress(prefix), log: o.log}
+	e := &engine{zone: o.zone, prefix: prefix, service: identity.ServiceAddress(prefix), log: o.log}
 	defer func() {
 		if err != nil {
 			e.abandon()

@@ -83,7 +83,7 @@ func (n *Node) setLink(m *membership, l coordinatorLink) {
 func (n *Node) followOnce(ctx context.Context, m *membership, connected func()) error {
 	var snapshot []api.Event
 	synced := false
-	for event, err := range m.client.Watch(ctx) {
+	for event, err := range m.client.Load().Watch(ctx) {
 		if err != nil {
 			return err
 		}
@@ -190,7 +190,7 @@ func (n *Node) publishOnce(ctx context.Context, m *membership) error {
 	tunnel := m.tunnels[0].statement
 	outbox := append([]identity.Consent(nil), m.book.outbox...)
 	n.mu.Unlock()
-	if err := m.client.PutRecord(ctx, api.RecordRequest{Tunnel: tunnel.Raw(), Record: record.Raw()}); err != nil && !api.HasCode(err, api.CodeConflict) {
+	if err := m.client.Load().PutRecord(ctx, api.RecordRequest{Tunnel: tunnel.Raw(), Record: record.Raw()}); err != nil && !api.HasCode(err, api.CodeConflict) {
 		return err
 	}
 	for _, c := range outbox {
@@ -204,7 +204,7 @@ func (n *Node) publishOnce(ctx context.Context, m *membership) error {
 // deliver gives the coordinator one consent and takes it out of the outbox. One that the coordinator has a newer one for
 // is done with, too.
 func (n *Node) deliver(ctx context.Context, m *membership, c identity.Consent) error {
-	if err := m.client.PutConsent(ctx, c.Raw()); err != nil && !api.HasCode(err, api.CodeConflict) && !api.HasCode(err, api.CodeBadRequest) {
+	if err := m.client.Load().PutConsent(ctx, c.Raw()); err != nil && !api.HasCode(err, api.CodeConflict) && !api.HasCode(err, api.CodeBadRequest) {
 		return err
 	}
 	n.mu.Lock()
@@ -248,12 +248,15 @@ func (n *Node) refresh(ctx context.Context, m *membership) (time.Duration, error
 		return renewRetry, err
 	}
 	if !now.Before(renewAt(tunnel.NotBefore, tunnel.NotAfter)) {
-		if err := n.change(n.rotate); err != nil {
+		if err := n.change(func(m *membership) error {
+			err := n.rotate(m)
+			tunnel = m.tunnels[0].statement
+			return err
+		}); err != nil {
 			return renewRetry, err
 		}
 		n.log.Info("the tunnel key was rotated")
 		poke(m.republish)
-		tunnel = m.tunnels[0].statement
 	}
 	if !now.Before(renewAt(certificate.NotBefore, certificate.NotAfter)) {
 		c, err := n.renewCertificate(ctx, m)
@@ -275,7 +278,7 @@ func (n *Node) refresh(ctx context.Context, m *membership) (time.Duration, error
 func (n *Node) renewCertificate(ctx context.Context, m *membership) (identity.Certificate, error) {
 	ctx, cancel := context.WithTimeout(ctx, askLimit)
 	defer cancel()
-	answer, err := m.client.Renew(ctx)
+	answer, err := m.client.Load().Renew(ctx)
 	if err != nil {
 		return identity.Certificate{}, err
 	}
@@ -302,10 +305,16 @@ func (n *Node) listen(ctx context.Context, m *membership) error {
 		select {
 		case <-ctx.Done():
 			return nil
+		case name := <-m.engine.names.Misses():
+			n.askAbout(ctx, m, name)
 		case event := <-m.engine.overlay.Events():
 			switch e := event.(type) {
 			case overlay.UnknownPeer:
-				n.askAbout(ctx, m, e)
+				if e.Agent.IsZero() {
+					n.askAbout(ctx, m, e.Addr.String())
+				} else {
+					n.askAbout(ctx, m, e.Agent.String())
+				}
 			case overlay.SessionUp:
 				n.log.Info("session up", "agent", e.Agent, "path", e.Path)
 			case overlay.SessionDown:
@@ -319,15 +328,17 @@ func (n *Node) listen(ctx context.Context, m *membership) error {
 	}
 }
 
-// askAbout asks the coordinator who somebody is. The data path tells of each at most every few seconds.
-func (n *Node) askAbout(ctx context.Context, m *membership, e overlay.UnknownPeer) {
-	q := e.Addr.String()
-	if !e.Agent.IsZero() {
-		q = e.Agent.String()
+// askAbout asks the coordinator who somebody is: a name, an address or a key. Each is asked about at most every few seconds.
+func (n *Node) askAbout(ctx context.Context, m *membership, q string) {
+	n.mu.Lock()
+	connected := m.link.connected
+	n.mu.Unlock()
+	if !connected {
+		return // the events behind this one shall not wait for a coordinator that is gone
 	}
 	ctx, cancel := context.WithTimeout(ctx, askLimit)
 	defer cancel()
-	p, err := m.client.Agent(ctx, q)
+	p, err := m.client.Load().Agent(ctx, q)
 	if err != nil {
 		n.log.Debug("the coordinator doesn't say who it is", "about", q, "error", err)
 		return
@@ -360,7 +371,7 @@ func (n *Node) watchHost(ctx context.Context, m *membership) error {
 		last = now
 		n.log.Info("this host's addresses changed", "endpoints", now)
 		m.engine.overlay.Refresh()
-		m.client.CloseIdleConnections()
+		m.client.Load().CloseIdleConnections()
 		poke(m.republish)
 	}
 }

@@ -65,7 +65,10 @@ func (n *Node) prepare() (*membership, error) {
 		synced: make(chan struct{}), republish: make(chan struct{}, 1), renew: make(chan struct{}, 1),
 	}
 	m.link.since = n.now()
-	if err := m.book.load(n.saved); err != nil {
+	n.mu.Lock()
+	saved := n.saved
+	n.mu.Unlock()
+	if err := m.book.load(saved); err != nil {
 		return nil, damaged(nodeFile, err)
 	}
 	var err error
@@ -77,9 +80,7 @@ func (n *Node) prepare() (*membership, error) {
 			return nil, err
 		}
 	}
-	if m.client, err = api.NewClient(api.ClientOptions{
-		Addresses: n.coordinators(), Authority: n.saved.Authority, Key: n.key, Now: n.now,
-	}); err != nil {
+	if err := n.connect(m); err != nil {
 		return nil, err
 	}
 	m.engine, m.warnings, err = openEngine(engineOptions{
@@ -114,6 +115,20 @@ func (n *Node) coordinators() []string {
 	return loopback(&net.TCPAddr{IP: ip, Port: p})
 }
 
+// connect makes the client of the coordinators that are known now.
+func (n *Node) connect(m *membership) error {
+	client, err := api.NewClient(api.ClientOptions{
+		Addresses: n.coordinators(), Authority: n.saved.Authority, Key: n.key, Now: n.now,
+	})
+	if err != nil {
+		return err
+	}
+	if old := m.client.Swap(client); old != nil {
+		old.CloseIdleConnections()
+	}
+	return nil
+}
+
 // live runs a membership until the daemon ends.
 func (n *Node) live(ctx context.Context, m *membership) error {
 	group, ctx := errgroup.WithContext(ctx)
@@ -125,7 +140,7 @@ func (n *Node) live(ctx context.Context, m *membership) error {
 	group.Go(func() error { return n.watchHost(ctx, m) })
 	group.Go(func() error { n.greet(ctx, m); return nil })
 	err := group.Wait()
-	m.client.CloseIdleConnections()
+	m.client.Load().CloseIdleConnections()
 	n.mu.Lock()
 	n.member = nil
 	n.mu.Unlock()
@@ -205,21 +220,21 @@ func (n *Node) describe(r *localapi.UpResult) {
 	r.Hosted = n.saved.Hosted
 	r.Coordinators = n.saved.Coordinators
 	if r.Hosted {
-		r.Coordinators = n.advertised(n.saved.Listen)
+		r.Coordinators = n.advertised(n.saved.Authority, n.saved.Listen)
 	}
 	r.Warnings = append(r.Warnings, m.warnings...)
 	if !m.link.connected {
 		reason := "no answer yet"
 		if m.link.err != nil {
-			reason = m.link.err.Error()
+			reason = explain(m.link.err).Error()
 		}
-		r.Warnings = append(r.Warnings, "the coordinator is not reachable ("+reason+"); known peers work meanwhile")
+		r.Warnings = append(r.Warnings, "the coordinator is not reachable: "+reason+"; known peers work meanwhile")
 	}
 }
 
 // endpoints lists where this node is reached, in the order in which peers should try.
 func (n *Node) endpoints(m *membership) []netip.AddrPort {
-	addrs, err := n.system.Addresses(m.engine.device.Name())
+	addrs, err := n.system.Addresses()
 	if err != nil {
 		n.log.Warn("this host's addresses can't be read", "error", err)
 	}

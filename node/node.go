@@ -19,6 +19,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -52,6 +53,7 @@ type Node struct {
 	stop   chan struct{}                    // closed once by Down
 	once   sync.Once
 	upLock chan struct{} // held while the network is being brought up
+	hosted *hosted       // nil: none runs; guarded by upLock
 
 	mu     sync.Mutex // guards all below
 	saved  savedNode
@@ -65,7 +67,7 @@ type membership struct {
 	book      *book
 	tunnels   []tunnelKey
 	engine    *engine
-	client    *api.Client
+	client    atomic.Pointer[api.Client] // another one after a join that brought other addresses
 	zone      string
 	link      coordinatorLink
 	synced    chan struct{} // closed when the coordinator has told everything for the first time
@@ -161,7 +163,12 @@ func Cleanup(stateDir string) error {
 	if err != nil {
 		return explain(err)
 	}
-	return errors.Join(explain(platform.RestoreDNS(stateDir, slog.New(slog.DiscardHandler))), unlock())
+	err = platform.RestoreDNS(stateDir, slog.New(slog.DiscardHandler))
+	socket := platform.SocketPath(stateDir)
+	if info, stale := os.Lstat(socket); stale == nil && info.Mode().Type() == os.ModeSocket {
+		err = errors.Join(err, os.Remove(socket)) // nobody listens: the lock is ours
+	}
+	return errors.Join(explain(err), unlock())
 }
 
 // Run serves the local API, brings the network up if it was up before, and returns when everything has ended: after

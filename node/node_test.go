@@ -72,7 +72,7 @@ func (s *memorySystem) ListenLocal() (net.Listener, error) { return net.Listen("
 func (s *memorySystem) OpenUnderlay() (Underlay, error) {
 	return underlay.New(underlay.Options{Log: s.log})
 }
-func (s *memorySystem) Addresses(string) ([]netip.Addr, error) {
+func (s *memorySystem) Addresses() ([]netip.Addr, error) {
 	return []netip.Addr{netip.MustParseAddr("127.0.0.1")}, nil
 }
 func (s *memorySystem) WatchNetwork(ctx context.Context) (<-chan struct{}, error) {

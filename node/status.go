@@ -3,9 +3,10 @@
 package node
 
 import (
-	"iter"
+	"context"
 	"maps"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/pilot-protocol/pilot/identity"
@@ -14,9 +15,53 @@ import (
 	"github.com/pilot-protocol/pilot/underlay"
 )
 
-func pid() int { return os.Getpid() }
+// Status tells everything that pilot status shows.
+func (n *Node) Status(context.Context) (localapi.Status, error) {
+	s := localapi.Status{State: localapi.StateDown, Version: n.opts.Version, PID: os.Getpid(), Peers: []localapi.PeerStatus{}}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.saved.Up && n.saved.member() {
+		s.State = localapi.StateStarting
+	}
+	m := n.member
+	if m == nil {
+		return s, nil
+	}
+	s.State, s.Network, s.Zone, s.Authority = localapi.StateUp, n.saved.Network, m.zone, m.book.network.String()
+	c := m.book.certificate
+	s.Self = &localapi.Self{
+		Name: c.Name, FQDN: c.Name + "." + m.zone, Address: identity.Address(m.book.network, m.book.self), Key: m.book.self, Tags: c.Tags,
+		CertificateExpires: c.NotAfter, Interface: m.engine.device.Name(), Port: m.engine.underlay.Port(), Endpoints: n.endpoints(m),
+		DNS: m.engine.dnsMode(),
+	}
+	s.Coordinator = &localapi.CoordinatorState{
+		Addresses: n.saved.Coordinators, Hosted: n.saved.Hosted, Connected: m.link.connected, Since: m.link.since, NextTry: m.link.nextTry,
+	}
+	if m.link.err != nil {
+		s.Coordinator.Error = explain(m.link.err).Error()
+	}
+	n.statusPeers(&s, m)
+	n.statusProblems(&s, m)
+	return s, nil
+}
 
-func mapKeys[K comparable, V any](m map[K]V) iter.Seq[K] { return maps.Keys(m) }
+func (n *Node) statusProblems(s *localapi.Status, m *membership) {
+	if !m.link.connected {
+		s.Problems = append(s.Problems, localapi.Problem{Code: localapi.CodeUnavailable, Message: "the coordinator is not reachable",
+			Hint: "known peers work meanwhile; changes and newcomers wait"})
+	}
+	if err := m.book.certificate.ValidAt(n.now()); err != nil {
+		s.Problems = append(s.Problems, localapi.Problem{Code: localapi.CodeRevoked, Message: "this agent's certificate: " + err.Error(),
+			Hint: "is the clock right? The coordinator renews it"})
+	}
+	for _, name := range slices.Sorted(maps.Keys(m.book.mismatches)) {
+		e := n.mismatch(m, name)
+		s.Problems = append(s.Problems, localapi.Problem{Code: e.Code, Message: e.Message, Hint: e.Hint})
+	}
+	for _, w := range m.warnings {
+		s.Problems = append(s.Problems, localapi.Problem{Code: localapi.CodeInternal, Message: w})
+	}
+}
 
 // describePath is how people see a path.
 func describePath(p underlay.Path) string {
@@ -45,7 +90,7 @@ func (n *Node) statusPeers(s *localapi.Status, m *membership) {
 		}
 		l := links[agent]
 		p := localapi.PeerStatus{
-			Name: known.certificate.Name, FQDN: known.certificate.Name + "." + m.zone, Address: addressOf(m.book, agent), Key: agent,
+			Name: known.certificate.Name, FQDN: known.certificate.Name + "." + m.zone, Address: identity.Address(m.book.network, agent), Key: agent,
 			Path: describePath(l.Path), RTT: milliseconds(l.RTT), RxBytes: l.RxBytes, TxBytes: l.TxBytes, LastHandshake: l.LastHandshake,
 		}
 		p.State, p.Problem = m.peerState(agent, known, trust, l, now)
@@ -58,8 +103,7 @@ func (m *membership) peerState(agent identity.AgentPublic, p *peer, trust string
 	if m.book.isRevoked(p.certificate) {
 		return localapi.PeerRefused, &localapi.Problem{Code: localapi.CodeRevoked, Message: "the authority revoked it"}
 	}
-	if err := m.book.requireTrust(agent, p.certificate.Name, now); err != nil {
-		e := err.(*localapi.Error)
+	if e := m.book.requireTrust(agent, p.certificate.Name, now); e != nil {
 		state := localapi.PeerPending
 		if trust == localapi.TrustRejected || trust == localapi.TrustRevoked {
 			state = localapi.PeerRefused

@@ -4,9 +4,13 @@ package node
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"net"
 	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
 
 	"github.com/pilot-protocol/pilot/overlay"
 	"github.com/pilot-protocol/pilot/platform"
@@ -38,8 +42,9 @@ type System interface {
 	OpenDNS() (platform.DNS, error)
 	// RestoreDNS undoes what a daemon that was killed left behind.
 	RestoreDNS() error
-	// Addresses lists where this host can be reached, without those of the interface named.
-	Addresses(exclude string) ([]netip.Addr, error)
+	// Addresses lists where this host can be reached. No overlay's own address is among them: a tunnel inside another
+	// network's tunnel would depend on that one.
+	Addresses() ([]netip.Addr, error)
 	// WatchNetwork tells when they may have changed. The channel is closed when ctx ends.
 	WatchNetwork(context.Context) (<-chan struct{}, error)
 	// ListenLocal opens the local API's socket.
@@ -52,16 +57,50 @@ type host struct {
 	log      *slog.Logger
 }
 
-func (h host) OpenTUN() (tun.Device, error)         { return tun.Open(interfaceName, mtu) }
 func (h host) Configure(i platform.Interface) error { return platform.ConfigureInterface(i) }
 func (h host) OpenUnderlay() (Underlay, error) {
 	return underlay.New(underlay.Options{Port: port, Log: h.log})
 }
-func (h host) RestoreDNS() error                         { return platform.RestoreDNS(h.stateDir, h.log) }
-func (h host) Addresses(ex string) ([]netip.Addr, error) { return platform.InterfaceAddresses(ex) }
+func (h host) RestoreDNS() error { return platform.RestoreDNS(h.stateDir, h.log) }
+
+// OpenTUN takes the first name that is free: a host may run daemons of several networks.
+func (h host) OpenTUN() (d tun.Device, err error) {
+	for i := range maxInterfaces {
+		if d, err = tun.Open(interfaceName+strconv.Itoa(i), mtu); !errors.Is(err, tun.ErrBusy) {
+			return d, err
+		}
+	}
+	return nil, err
+}
 
 func (h host) OpenDNS() (platform.DNS, error) {
 	return platform.OpenDNS(platform.Options{Log: h.log, StateDir: h.stateDir})
+}
+
+func (h host) Addresses() ([]netip.Addr, error) {
+	addrs, err := platform.InterfaceAddresses("")
+	if err != nil {
+		return nil, err
+	}
+	interfaces, err := net.Interfaces()
+	if err != nil {
+		return nil, err
+	}
+	for _, i := range interfaces {
+		if !strings.HasPrefix(i.Name, interfaceName) {
+			continue
+		}
+		overlays, err := i.Addrs()
+		if err != nil {
+			continue // it went away in between, and its addresses with it
+		}
+		for _, o := range overlays {
+			if p, err := netip.ParsePrefix(o.String()); err == nil {
+				addrs = slices.DeleteFunc(addrs, func(a netip.Addr) bool { return a == p.Addr() })
+			}
+		}
+	}
+	return addrs, nil
 }
 
 func (h host) WatchNetwork(ctx context.Context) (<-chan struct{}, error) {
@@ -72,5 +111,8 @@ func (h host) ListenLocal() (net.Listener, error) {
 	return platform.ListenLocal(platform.SocketPath(h.stateDir))
 }
 
-// interfaceName is the wished name; macOS chooses its own.
-const interfaceName = "pilot0"
+const (
+	// interfaceName begins the interfaces' wished names; a number follows. macOS chooses its own.
+	interfaceName = "pilot"
+	maxInterfaces = 16
+)

@@ -56,21 +56,28 @@ func (n *Node) up(ctx context.Context, r localapi.UpRequest) (result localapi.Up
 			return result, err
 		}
 	}
+	n.mu.Lock()
+	saved, running := n.saved, n.member != nil
+	n.mu.Unlock()
 	switch {
-	case !n.saved.member() && invite == nil:
+	case !saved.member() && invite == nil:
 		if err := n.create(ctx, r); err != nil {
 			return result, err
 		}
 		result.Created = true
 	case invite != nil:
-		m, err := n.join(ctx, *invite, r.Name)
+		m, err := n.join(ctx, *invite, r.Name, "")
 		if err != nil {
 			return result, err
 		}
+		if h := n.hosted; h != nil && !saved.Hosted { // of a network that could not be made
+			n.hosted = nil
+			h.end()
+		}
 		result.Joined = true
 		result.Inviter = inviterName(m, invite.Authority)
-	case n.saved.Hosted && n.member == nil:
-		if _, err := n.host(ctx, n.saved.Listen, n.saved.Network); err != nil {
+	case saved.Hosted && !running:
+		if _, err := n.host(ctx, saved.Listen, saved.Network); err != nil {
 			return result, err
 		}
 	}
@@ -162,18 +169,32 @@ func (n *Node) create(ctx context.Context, r localapi.UpRequest) error {
 	founding := identity.Invite{
 		NetworkName: network, Authority: c.Authority(), Coordinators: loopback(c.Addr()), Key: key,
 	}
-	n.mu.Lock()
-	n.saved.Hosted, n.saved.Listen = true, listen
-	n.mu.Unlock()
-	_, err = n.join(ctx, founding, r.Name)
+	_, err = n.join(ctx, founding, r.Name, listen)
 	return err
 }
 
-// host starts the coordinator in this process. It ends with the daemon.
+// hosted is the coordinator in this process.
+type hosted struct {
+	*coordinator.Coordinator
+	listen, network string
+	end             func() // returns when it has ended
+}
+
+// host starts the coordinator in this process, unless it runs since an earlier try. It ends with the daemon.
 func (n *Node) host(ctx context.Context, listen, network string) (*coordinator.Coordinator, error) {
+	if h := n.hosted; h != nil {
+		if h.network == network && (h.listen == listen || chosenPort(h.listen, h.Addr()) == listen) {
+			return h.Coordinator, nil
+		}
+		n.hosted = nil
+		h.end()
+	}
+	n.mu.Lock()
+	authority := n.saved.Authority
+	n.mu.Unlock()
 	var advertise []string // port 0: nobody knows it yet
 	if _, port, err := net.SplitHostPort(listen); err == nil && port != "0" {
-		advertise = n.advertised(listen)
+		advertise = n.advertised(authority, listen)
 	}
 	c, err := coordinator.New(coordinator.Options{
 		Listen: listen, StateDir: filepath.Join(n.folder.dir, coordinatorDir), Network: network,
@@ -186,16 +207,24 @@ func (n *Node) host(ctx context.Context, listen, network string) (*coordinator.C
 	if err != nil {
 		return nil, err
 	}
+	wanted, unwanted := context.WithCancel(context.Background())
+	ended := make(chan struct{})
 	err = n.start(ctx, func(ctx context.Context) error {
+		defer close(ended)
+		ctx, cancel := context.WithCancel(ctx)
+		defer cancel()
+		defer context.AfterFunc(wanted, cancel)()
 		if err := c.Run(ctx); ctx.Err() == nil {
 			return err
 		}
 		return nil // ended on purpose, perhaps while it was still starting
 	})
 	if err != nil {
+		unwanted()
 		c.Close()
 		return nil, err
 	}
+	n.hosted = &hosted{Coordinator: c, listen: listen, network: network, end: func() { unwanted(); <-ended }}
 	return c, nil
 }
 
@@ -209,8 +238,8 @@ func chosenPort(listen string, a net.Addr) string {
 	return net.JoinHostPort(host, strconv.Itoa(t.Port))
 }
 
-// advertised lists host:port of a coordinator on this host as others reach it.
-func (n *Node) advertised(listen string) []string {
+// advertised lists host:port of a coordinator on this host as others reach it, at most eight.
+func (n *Node) advertised(network identity.AuthorityPublic, listen string) []string {
 	host, port, err := net.SplitHostPort(listen)
 	if err != nil {
 		return nil
@@ -218,11 +247,12 @@ func (n *Node) advertised(listen string) []string {
 	if a, err := netip.ParseAddr(host); host != "" && (err != nil || !a.IsUnspecified()) {
 		return []string{listen}
 	}
-	addrs, err := n.system.Addresses(interfaceName)
+	addrs, err := n.system.Addresses()
 	if err != nil {
 		n.log.Warn("this host's addresses can't be read", "error", err)
 	}
-	slices.SortStableFunc(addrs, func(a, b netip.Addr) int { // IPv4 first: it is the shorter one to read
+	addrs = slices.DeleteFunc(addrs, identity.NetworkPrefix(network).Contains) // the overlay's own is no way in
+	slices.SortStableFunc(addrs, func(a, b netip.Addr) int {                   // IPv4 first: it is the shorter one to read
 		return b2i(a.Is6()) - b2i(b.Is6())
 	})
 	var list []string
@@ -248,8 +278,9 @@ func loopback(a net.Addr) []string {
 	return []string{net.JoinHostPort("127.0.0.1", strconv.Itoa(t.Port)), net.JoinHostPort("::1", strconv.Itoa(t.Port))}
 }
 
-// join makes this agent a member by an invite, and saves that.
-func (n *Node) join(ctx context.Context, invite identity.Invite, name string) (api.Membership, error) {
+// join makes this agent a member by an invite, and saves that. listen is the address of the coordinator in this process
+// where the invite founds its network, else empty.
+func (n *Node) join(ctx context.Context, invite identity.Invite, name, listen string) (api.Membership, error) {
 	client, err := api.NewClient(api.ClientOptions{Addresses: invite.Coordinators, Authority: invite.Authority, Key: n.key, Now: n.now})
 	if err != nil {
 		return api.Membership{}, err
@@ -276,34 +307,80 @@ func (n *Node) join(ctx context.Context, invite identity.Invite, name string) (a
 	if c.Agent != n.key.Public() {
 		return api.Membership{}, fmt.Errorf("the coordinator's answer: %w", identity.ErrWrongKey)
 	}
-	if err := n.folder.saveTunnelKeys(tunnels); err != nil {
-		return api.Membership{}, err
+	if err := sameInviter(invite, m); err != nil {
+		return api.Membership{}, fmt.Errorf("the coordinator's answer: %w", err)
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.saved.Name, n.saved.Network, n.saved.Authority = c.Name, invite.NetworkName, invite.Authority
-	if n.saved.Coordinators = m.Coordinators; len(m.Coordinators) == 0 {
-		n.saved.Coordinators = invite.Coordinators
+	if n.member != nil {
+		return m, n.joinedAgainLocked(c, m)
 	}
-	n.saved.Certificate = m.Certificate
+	if err := n.folder.saveTunnelKeys(tunnels); err != nil {
+		return api.Membership{}, err
+	}
+	former, next := n.saved, n.saved
+	next.Name, next.Network, next.Authority, next.Certificate = c.Name, invite.NetworkName, invite.Authority, m.Certificate
+	if next.Coordinators = m.Coordinators; len(m.Coordinators) == 0 {
+		next.Coordinators = invite.Coordinators
+	}
+	if listen != "" {
+		next.Hosted, next.Listen = true, listen
+	}
 	if m.Inviter != nil {
-		n.saved.Peers = append(n.saved.Peers, *m.Inviter)
+		next.Peers = append(slices.Clone(next.Peers), *m.Inviter)
 	}
-	n.saved.Consents = append(n.saved.Consents, m.Consents...)
-	if n.member != nil { // joined once more, for the trust that comes with the invite
-		for _, c := range m.Consents {
-			if _, err := n.member.book.addConsent(c); err != nil {
-				return m, err
-			}
-		}
-		if m.Inviter != nil {
-			if _, err := n.member.book.addPeer(*m.Inviter); err != nil {
-				return m, err
-			}
-		}
-		return m, errors.Join(n.applyLocked(), n.saveLocked())
+	next.Consents = slices.Concat(next.Consents, m.Consents)
+	// What the next start would refuse must not get into the file.
+	if err := newBook(next.Authority, n.key.Public()).load(next); err != nil {
+		return api.Membership{}, fmt.Errorf("the coordinator's answer: %w", err)
 	}
-	return m, n.saveLocked()
+	n.saved = next
+	if err := n.saveLocked(); err != nil {
+		n.saved = former
+		return api.Membership{}, err
+	}
+	return m, nil
+}
+
+// joinedAgainLocked takes in what an invite brings to an agent that is up already: trust, tags and addresses. Its tunnel
+// keys stay as they are.
+func (n *Node) joinedAgainLocked(c identity.Certificate, m api.Membership) error {
+	if len(m.Coordinators) > 0 {
+		n.saved.Coordinators = m.Coordinators
+	}
+	if err := n.connect(n.member); err != nil {
+		return err
+	}
+	b := n.member.book
+	if c.Serial > b.certificate.Serial {
+		b.certificate = c
+	}
+	var failed error
+	for _, c := range m.Consents {
+		_, err := b.addConsent(c)
+		failed = errors.Join(failed, err)
+	}
+	if m.Inviter != nil {
+		_, err := b.addPeer(*m.Inviter)
+		failed = errors.Join(failed, err)
+	}
+	return errors.Join(failed, n.applyLocked(), n.saveLocked())
+}
+
+// sameInviter refuses an inviter other than the one whose consent is in the invite.
+func sameInviter(invite identity.Invite, m api.Membership) error {
+	if len(invite.Consent) == 0 || m.Inviter == nil {
+		return nil
+	}
+	consent, err := identity.OpenConsent(invite.Consent, invite.Authority)
+	if err != nil {
+		return err
+	}
+	c, err := identity.OpenCertificate(m.Inviter.Certificate, invite.Authority)
+	if err == nil && c.Agent != consent.From {
+		err = fmt.Errorf("the inviter is %s, not %s: %w", consent.From, c.Agent, identity.ErrWrongKey)
+	}
+	return err
 }
 
 func suggestion(err error) string {
@@ -322,16 +399,9 @@ func (n *Node) joinRequest(invite identity.Invite, name string) (api.JoinRequest
 	if err != nil {
 		return api.JoinRequest{}, nil, err
 	}
-	tunnels, err := n.folder.tunnelKeys(network, n.key.Public())
+	tunnels, err := n.joinTunnels(network, now)
 	if err != nil {
 		return api.JoinRequest{}, nil, err
-	}
-	if len(tunnels) == 0 || !now.Before(renewAt(tunnels[0].statement.NotBefore, tunnels[0].statement.NotAfter)) {
-		t, err := newTunnelKey(network, n.key, now)
-		if err != nil {
-			return api.JoinRequest{}, nil, err
-		}
-		tunnels = slices.Insert(tunnels, 0, t)
 	}
 	r := api.JoinRequest{Acceptance: acceptance.Raw(), Name: name, Tunnel: tunnels[0].statement.Raw()}
 	if r.Name == "" {
@@ -343,6 +413,10 @@ func (n *Node) joinRequest(invite identity.Invite, name string) (api.JoinRequest
 		theirs, err := identity.OpenConsent(invite.Consent, network)
 		if err != nil {
 			return api.JoinRequest{}, nil, fmt.Errorf("the inviter's consent: %w", err)
+		}
+		if !theirs.ToJoin || theirs.To != [identity.KeySize]byte(invite.Key.Public()) {
+			return api.JoinRequest{}, nil, &localapi.Error{Code: localapi.CodeInviteInvalid,
+				Message: "the consent in the invite is for somebody else", Hint: "ask for a new one: pilot invite"}
 		}
 		if theirs.From == n.key.Public() {
 			return api.JoinRequest{}, nil, errUsage("this agent made the invite itself", "use it on another host")
@@ -356,6 +430,27 @@ func (n *Node) joinRequest(invite identity.Invite, name string) (api.JoinRequest
 		r.Consent = ours.Raw()
 	}
 	return r, tunnels, nil
+}
+
+// joinTunnels returns the tunnel keys to join with, the one to be told first.
+func (n *Node) joinTunnels(network identity.AuthorityPublic, now time.Time) ([]tunnelKey, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.member != nil {
+		return n.member.tunnels, nil // those that answer
+	}
+	tunnels, err := n.folder.tunnelKeys(network, n.key.Public())
+	if err != nil {
+		return nil, err
+	}
+	if len(tunnels) == 0 || !usable(tunnels[0].statement, now) || !now.Before(renewAt(tunnels[0].statement.NotBefore, tunnels[0].statement.NotAfter)) {
+		t, err := newTunnelKey(network, n.key, now)
+		if err != nil {
+			return nil, err
+		}
+		tunnels = slices.Insert(tunnels, 0, t)
+	}
+	return tunnels, nil
 }
 
 func inviterName(m api.Membership, network identity.AuthorityPublic) string {

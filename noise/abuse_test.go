@@ -4,6 +4,7 @@ package noise
 
 import (
 	"bytes"
+	"crypto/rand"
 	"encoding/binary"
 	"errors"
 	"net/netip"
@@ -476,5 +477,30 @@ func TestPartialsAreBounded(t *testing.T) {
 	a.expire(epoch.Add(partialLifetime))
 	if len(a.list) != 0 {
 		t.Fatal("kept too long")
+	}
+}
+
+// Somebody who sees a first message can answer it with a cookie of their own making, since that is sealed by public keys
+// only. Each such answer of 64 bytes must not draw another first message at once.
+func TestAbuse24CookiesDoNotDrawMessages(t *testing.T) {
+	d := newDuo(t, bothSuites)
+	key := labelKey(cookieTag, d.b.tunnel.Public())
+	forger := cookies{rand: rand.Reader}
+	check(t, forger.turn(epoch))
+	retries := 0
+	for range 10 {
+		in := d.initiate(epoch)
+		f, err := parseFragment(in.Datagrams[0])
+		check(t, err)
+		reply, err := forger.appendReply(nil, &f, addrA, key)
+		check(t, err)
+		r, err := d.ma.Handle(epoch, reply, addrB)
+		check(t, err)
+		if r.Retry {
+			retries++
+		}
+	}
+	if retries > 1 {
+		t.Fatalf("%d cookies drew %d messages", 10, retries)
 	}
 }

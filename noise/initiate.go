@@ -27,6 +27,7 @@ type initiation struct {
 	kem       *mlkem.DecapsulationKey768
 	answerKey [keySize]byte
 	mac1s     [][macSize]byte // of the fragments, for cookie replies
+	bore      bool            // it bore a cookie
 
 	answer  *partial // guarded by Machine.mu
 	cookied bool     // guarded by Machine.mu: a cookie came
@@ -74,6 +75,7 @@ func (m *Machine) Initiate(now time.Time, local identity.AgentPublic, to Target)
 		m.Release(in.index)
 		return Initiation{}, err
 	}
+	in.bore = cookie != nil
 	out := Initiation{ID: in.index}
 	macKey := labelKey(mac1Tag, to.Tunnel)
 	for part := range fragments(len(message)) {
@@ -272,7 +274,9 @@ func (m *Machine) receiveCookie(now time.Time, d []byte) (Result, error) {
 			in.cookied = true
 			m.given[in.to.Tunnel] = givenCookie{cookie, now}
 		}
-		return Result{ID: in.index, Retry: first}, nil
+		// One that bore a cookie already waits for its ordinary turn: whoever saw it can make cookies, and would draw a
+		// first message with each.
+		return Result{ID: in.index, Retry: first && !in.bore}, nil
 	}
 	return Result{}, ErrAuth
 }

@@ -73,7 +73,7 @@ type Result struct {
 	// that initiation has failed for good.
 	ID uint32
 	// Retry reports that the peer is under load and sent a cookie: the next Initiate for it will bear the cookie,
-	// and may be called at once. True at most once for each initiation.
+	// and may be called at once. True at most once for each initiation, and not for one that bore a cookie.
 	Retry bool
 }
 

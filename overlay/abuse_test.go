@@ -266,3 +266,32 @@ func TestAbuse19SharedPrefixIsNoMatch(t *testing.T) {
 		}
 	})
 }
+
+// A peer wraps its sealed records into packets of the tunnel itself, so that they come from its overlay address. Were that
+// taken for its path, every answer would go into the tunnel again, and again, and grow.
+func TestTunnelNeverRunsThroughItself(t *testing.T) {
+	for name, before := range map[string]bool{"records": true, "handshakes": false} {
+		t.Run(name, func(t *testing.T) {
+			inWorld(t, func(t *testing.T, w *world) {
+				a, b := w.node(addrA), w.node(addrB)
+				trust(a, b)
+				p := udpPacket(b.addr, a.addr, 1, 2, "x")
+				if before {
+					b.dev.Inject(p)
+					a.want(time.Second, p)
+				}
+				w.move(b.port, netip.AddrPortFrom(b.addr, 7745).String())
+				b.dev.Inject(p)
+				a.silent(time.Second)
+				if a.drops(DropDatagram.String()) == 0 {
+					t.Error("nothing was dropped")
+				}
+				if s := a.sessionWith(b); before != (s != nil) {
+					t.Errorf("there is a session: %v", s != nil)
+				} else if s != nil && s.path.Load().Remote.String() != addrB {
+					t.Errorf("the path is %v", s.path.Load())
+				}
+			})
+		})
+	}
+}

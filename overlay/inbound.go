@@ -78,6 +78,11 @@ func (b *inbound) receive(bursts []underlay.Burst) error {
 	b.snap, b.now, b.recent = b.o.snap.Load(), b.o.now(), recent{}
 	for i := range bursts {
 		in := &bursts[i]
+		if b.snap.prefix.Contains(in.Path.Remote.Addr()) {
+			// It came through a tunnel. The answer would go into the same tunnel, and its records into it again.
+			b.o.counters.drop(DropDatagram)
+			continue
+		}
 		for d := range in.Each {
 			switch noise.Kind(d) {
 			case noise.KindRecord:

@@ -122,3 +122,8 @@ func (d *nrptDNS) Restore() error {
 	d.config = nil
 	return removeDNSRecord(d.stateDir)
 }
+
+// powershell runs a script without profile or window.
+func powershell(script string) command {
+	return command{"powershell.exe", "-NoProfile", "-NonInteractive", "-ExecutionPolicy", "Bypass", "-Command", script}
+}

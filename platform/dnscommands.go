@@ -30,11 +30,6 @@ func nrptRemove() string {
 	return "Get-DnsClientNrptRule | Where-Object { $_.Comment -eq '" + nrptComment + "' } | Remove-DnsClientNrptRule -Force"
 }
 
-// powershell runs a script without profile or window.
-func powershell(script string) command {
-	return command{"powershell.exe", "-NoProfile", "-NonInteractive", "-ExecutionPolicy", "Bypass", "-Command", script}
-}
-
 // resolverFiles are the files of macOS's resolver(5): one for each domain, with the server to ask.
 func resolverFiles(folder string, c DNSConfig) map[string][]byte {
 	files := make(map[string][]byte)

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -55,7 +56,26 @@ func ConfigureInterface(i Interface) error {
 	if err := netlink.RouteReplace(route); err != nil {
 		return fmt.Errorf("route %v into %s: %w", i.Route, i.Name, err)
 	}
-	return nil
+	return awaitAddress(i)
+}
+
+const (
+	addressPoll = time.Millisecond
+	addressWait = 5 * time.Second
+)
+
+// awaitAddress waits until the kernel takes packets for the address. Even without duplicate address detection it enters
+// the address into its local table in the background, usually within a millisecond, and drops what comes before.
+func awaitAddress(i Interface) error {
+	for end := time.Now().Add(addressWait); ; time.Sleep(addressPoll) {
+		routes, err := netlink.RouteGet(i.Address.AsSlice())
+		if err == nil && len(routes) > 0 && routes[0].Type == unix.RTN_LOCAL {
+			return nil
+		}
+		if time.Now().After(end) {
+			return fmt.Errorf("address %v of %s did not become usable within %v", i.Address, i.Name, addressWait)
+		}
+	}
 }
 
 // quietInterface switches IPv6 on where a host has it off by default, and keeps the kernel from making a link-local

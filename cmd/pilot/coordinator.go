@@ -16,6 +16,7 @@ import (
 	"reflect"
 	"slices"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -54,6 +55,7 @@ func (p *program) coordinatorCommand() *cli.Command {
 			&cli.StringSliceFlag{Name: "advertise", Usage: "a `HOST:PORT` by which agents reach it; may be repeated (default: this host's addresses)"},
 			&cli.StringFlag{Name: "network", Value: "pilot", Usage: "the `NAME` of the network, if it is new (default: pilot)"},
 			&cli.StringFlag{Name: "nats", Usage: "keep the state in the NATS at `URL` (JetStream) instead of the state folder"},
+			&cli.StringFlag{Name: "nats-file", Usage: "read the URL from `FILE`: where it has a password, it doesn't show in the list of processes"},
 			&cli.BoolFlag{Name: "invite", Usage: "print an invite for an admin also if the network is not new"},
 			&cli.StringFlag{Name: "log-level", Value: "info", Usage: "the least `LEVEL` to log: debug, info, warn, error"},
 			&cli.StringFlag{Name: "log-format", Value: "text", Usage: "`FORMAT` of the log: json or text"},
@@ -101,15 +103,37 @@ func (p *program) coordinator(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
+	natsURL, err := readNATS(c.String("nats"), c.String("nats-file"))
+	if err != nil {
+		return err
+	}
 	_, err = os.Stat(filepath.Join(dir, authorityFile))
 	created := errors.Is(err, fs.ErrNotExist)
 	co, err := coordinator.New(coordinator.Options{
-		Listen: c.String("listen"), StateDir: dir, NATS: c.String("nats"), Network: c.String("network"), Log: log, Advertise: addresses,
+		Listen: c.String("listen"), StateDir: dir, NATS: natsURL, Network: c.String("network"), Log: log, Advertise: addresses,
 	})
 	if err != nil {
 		return coordinatorError(err)
 	}
 	return p.runCoordinator(c, co, addresses, created)
+}
+
+// readNATS returns the URL of the call, from wherever it comes.
+func readNATS(text, file string) (string, error) {
+	if file == "" {
+		return text, nil
+	}
+	if text != "" {
+		return "", usage("the NATS is given twice: by --nats and by --nats-file")
+	}
+	raw, err := os.ReadFile(file)
+	if err != nil {
+		return "", usage("the URL of the NATS can't be read: %v", err)
+	}
+	if text = strings.TrimSpace(string(raw)); text == "" {
+		return "", usage("%s has no URL in it", file)
+	}
+	return text, nil
 }
 
 // runCoordinator serves until a signal comes, and prints what it serves once it does.

@@ -22,7 +22,7 @@ func (p *program) inviteCommand() *cli.Command {
 			&cli.IntFlag{Name: "uses", Value: 1, Usage: "how many agents may join by it, `N` (default 1)"},
 			&cli.StringFlag{Name: "expires", Value: "24h", Usage: "`TIME` until it is void (default 24h)"},
 			&cli.StringSliceFlag{Name: "tag", Usage: "a `TAG` that those who join get; may be repeated. The tag admin allows to invite and to revoke"},
-			&cli.StringFlag{Name: "jurisdiction", Usage: "the jurisdiction that those who join get, such as `DE`"},
+			&cli.StringFlag{Name: "jurisdiction", Usage: "the jurisdiction that those who join get, such as `eu-de`"},
 			&cli.BoolFlag{Name: "no-trust", Usage: "leave your consent out: who joins then has to ask for it"},
 		},
 		Description: manual{

@@ -34,7 +34,7 @@ func (c *Client) Watch(ctx context.Context) iter.Seq2[Event, error] {
 		defer cancel(nil)
 		var resp *http.Response
 		err := c.failover(ctx, func(addr string) (err error) {
-			resp, err = c.open(ctx, addr, http.MethodGet, "/v1/watch", nil)
+			resp, err = c.open(ctx, addr, http.MethodGet, "/v1/watch", nil) //nolint:bodyclose // closed below, once one of them answered
 			return err
 		})
 		if err != nil {

@@ -65,7 +65,7 @@ func (b *Bucket) List(ctx context.Context, filter string) ([]Entry, error) {
 	if err != nil {
 		return nil, convert(err)
 	}
-	defer w.Stop()
+	defer func() { _ = w.Stop() }() // it only fails on a connection that has ended
 	var entries []Entry
 	for {
 		select {
@@ -90,7 +90,7 @@ func (b *Bucket) Watch(ctx context.Context, started func(), changed func(Change)
 	if err != nil {
 		return fmt.Errorf("store: watching %s: %w", b.kv.Bucket(), convert(err))
 	}
-	defer w.Stop()
+	defer func() { _ = w.Stop() }() // it only fails on a connection that has ended
 	started()
 	for {
 		select {

@@ -225,7 +225,7 @@ func TestBadRequests(t *testing.T) {
 	d := &daemon{}
 	socket := serve(t, d, anybody)
 	for name, body := range map[string]string{
-		"not JSON": "invite=x", "empty": "", "unknown field": `{"nmae":"x"}`, "wrong type": `{"name":1}`,
+		"not JSON": "invite=x", "empty": "", "unknown field": `{"nickname":"x"}`, "wrong type": `{"name":1}`,
 		"too long": `{"name":"` + strings.Repeat("x", maxRequest) + `"}`,
 	} {
 		if code, text := raw(t, socket, http.MethodPost, "/v1/up", "pilot", http.Header{}, body); code != http.StatusBadRequest || !strings.Contains(text, CodeUsage) {

@@ -1,0 +1,243 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package node
+
+import (
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"io/fs"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/pilot-protocol/pilot/coordinator/api"
+	"github.com/pilot-protocol/pilot/coordinator/ca"
+	"github.com/pilot-protocol/pilot/identity"
+	"github.com/pilot-protocol/pilot/node/localapi"
+	"github.com/pilot-protocol/pilot/tun"
+)
+
+// lateSystem is a host whose interface can't be opened some times.
+type lateSystem struct {
+	memorySystem
+	failures atomic.Int32
+}
+
+func (s *lateSystem) OpenTUN() (tun.Device, error) {
+	if s.failures.Add(-1) >= 0 {
+		return nil, errors.New("no interface yet")
+	}
+	return s.memorySystem.OpenTUN()
+}
+
+// runNode starts a node on a host in memory, and ends it with the test or before.
+func runNode(t *testing.T, dir string, system System) (n *Node, end func()) {
+	t.Helper()
+	n, err := New(Options{StateDir: dir, Log: slog.New(slog.DiscardHandler), System: system, Caller: func(net.Conn) error { return nil }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- n.Run(ctx) }()
+	var once atomic.Bool
+	end = func() {
+		if once.Swap(true) {
+			return
+		}
+		cancel()
+		if err := <-ended; err != nil {
+			t.Errorf("Run: %v", err)
+		}
+	}
+	t.Cleanup(end)
+	return n, end
+}
+
+func newLateSystem(t *testing.T) *lateSystem {
+	return &lateSystem{memorySystem: memorySystem{
+		socket: filepath.Join(t.TempDir(), "s"), log: slog.New(slog.DiscardHandler), dns: &memoryDNS{},
+	}}
+}
+
+// A host that isn't ready when the daemon starts, or when somebody makes a network: the next try finds the coordinator of
+// the first one running.
+func TestHostedNetworkComesUpLater(t *testing.T) {
+	dir, system := stateDir(t), newLateSystem(t)
+	n, end := runNode(t, dir, system)
+	system.failures.Store(1)
+	if _, err := n.Up(t.Context(), localapi.UpRequest{Name: "planner", CoordinatorListen: listenLoopback}); err == nil {
+		t.Fatal("it is up without an interface")
+	}
+	if _, err := n.Up(t.Context(), localapi.UpRequest{}); err != nil {
+		t.Fatalf("the second try: %v", err)
+	}
+	end()
+	system = newLateSystem(t)
+	system.failures.Store(1)
+	n, _ = runNode(t, dir, system)
+	eventually(t, "it is up again after a start that failed", func() bool {
+		s, err := n.Status(t.Context())
+		return err == nil && s.State == localapi.StateUp && s.Coordinator.Connected
+	})
+}
+
+// A network that could not be made leaves nothing behind that a later invite would have to fight with.
+func TestJoinAfterFailedCreation(t *testing.T) {
+	ctx, dir := t.Context(), stateDir(t)
+	n, end := runNode(t, dir, newLateSystem(t))
+	if _, err := n.Up(ctx, localapi.UpRequest{Name: "planner", CoordinatorListen: listenLoopback}); err != nil {
+		t.Fatal(err)
+	}
+	end()
+	for _, file := range []string{agentFile, tunnelFile, nodeFile} { // somebody lost them, and kept the coordinator's
+		if err := os.Remove(filepath.Join(dir, file)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	other, _ := runNode(t, stateDir(t), newLateSystem(t))
+	made, err := other.Up(ctx, localapi.UpRequest{Name: "elsewhere", CoordinatorListen: listenLoopback})
+	if err != nil {
+		t.Fatal(err)
+	}
+	n, end = runNode(t, dir, newLateSystem(t))
+	if _, err := n.Up(ctx, localapi.UpRequest{Name: "planner", CoordinatorListen: listenLoopback}); code(err) != localapi.CodeNameTaken {
+		t.Fatalf("the name is another key's: %v", err)
+	}
+	if _, err := n.Up(ctx, localapi.UpRequest{Name: "guest", Invite: made.Invite}); err != nil {
+		t.Fatal(err)
+	}
+	end()
+	n, _ = runNode(t, dir, newLateSystem(t))
+	eventually(t, "it is connected to the network that it joined", func() bool {
+		s, err := n.Status(ctx)
+		return err == nil && s.State == localapi.StateUp && s.Coordinator.Connected && !s.Coordinator.Hosted
+	})
+}
+
+// A second invite brings its tags at once.
+func TestSecondInvite(t *testing.T) {
+	ctx := t.Context()
+	a, _ := runNode(t, stateDir(t), newLateSystem(t))
+	b, _ := runNode(t, stateDir(t), newLateSystem(t))
+	made, err := a.Up(ctx, localapi.UpRequest{Name: "planner", CoordinatorListen: listenLoopback})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.Up(ctx, localapi.UpRequest{Name: "warehouse", Invite: made.Invite}); err != nil {
+		t.Fatal(err)
+	}
+	invite, err := a.Invite(ctx, localapi.InviteRequest{Tags: []string{"admin"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := b.member.tunnels[0].statement.Tunnel
+	if _, err := b.Up(ctx, localapi.UpRequest{Invite: invite.Invite}); err != nil {
+		t.Fatal(err)
+	}
+	if s, err := b.Status(ctx); err != nil || len(s.Self.Tags) != 1 || s.Self.Tags[0] != "admin" {
+		t.Errorf("tags %v %v", s.Self.Tags, err)
+	}
+	if _, err := b.Invite(ctx, localapi.InviteRequest{}); err != nil {
+		t.Errorf("the new admin may not invite: %v", err)
+	}
+	if b.member.tunnels[0].statement.Tunnel != before {
+		t.Error("the tunnel key changed")
+	}
+}
+
+// joinLiar serves a join with an answer of its choice, under the authority's TLS key.
+func joinLiar(t *testing.T, authority identity.AuthorityKey, answer func(agent identity.AgentPublic) api.Membership) (addr string) {
+	t.Helper()
+	signer, err := ca.New(authority)
+	if err != nil {
+		t.Fatal(err)
+	}
+	leaf, err := signer.Leaf([]string{"127.0.0.1"}, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		agent, err := api.ClientAgent(r.TLS)
+		if err != nil || r.URL.Path != "/v1/join" {
+			w.WriteHeader(http.StatusServiceUnavailable)
+			return
+		}
+		_ = json.NewEncoder(w).Encode(answer(agent)) // a client that has gone fails the test by itself
+	}))
+	s.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelDebug)
+	s.TLS = &tls.Config{Certificates: []tls.Certificate{*leaf}, ClientAuth: tls.RequestClientCert}
+	s.StartTLS()
+	t.Cleanup(s.Close)
+	return s.Listener.Addr().String()
+}
+
+// A coordinator's answer to a join that doesn't bear out leaves the state folder as it was.
+func TestJoinAnswerIsVerified(t *testing.T) {
+	w := newWorld(t)
+	w.now = time.Now().Add(-time.Minute)
+	inviter, other := w.agent(2), w.agent(3)
+	join := identity.JoinKeyFromSeed([32]byte{7})
+	consent := func(to [32]byte, toJoin bool) []byte {
+		return w.consent(inviter, identity.Consent{To: to, ToJoin: toJoin, Serial: 1}).Consent
+	}
+	lie := func(change func(*api.Membership)) func(identity.AgentPublic) api.Membership {
+		return func(agent identity.AgentPublic) api.Membership {
+			w.serial++
+			c, err := identity.Certificate{
+				Agent: agent, Name: "guest", NotBefore: w.now, NotAfter: w.now.Add(time.Hour), Serial: w.serial,
+			}.Sign(w.authority)
+			if err != nil {
+				t.Error(err)
+			}
+			p := w.peer(inviter, "inviter")
+			m := api.Membership{Certificate: c.Raw(), Network: "pilot", Inviter: &p}
+			change(&m)
+			return m
+		}
+	}
+	for name, c := range map[string]struct {
+		consent []byte
+		answer  func(identity.AgentPublic) api.Membership
+	}{
+		"another inviter": {consent(join.Public(), true), lie(func(m *api.Membership) {
+			p := w.peer(other, "inviter")
+			m.Inviter = &p
+		})},
+		"a consent that is none": {consent(join.Public(), true), lie(func(m *api.Membership) {
+			m.Consents = []api.ConsentEntry{{Consent: []byte("nonsense")}}
+		})},
+		"an invite with a consent to somebody else": {consent(other.Public(), false), lie(func(*api.Membership) {})},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := stateDir(t)
+			n, end := runNode(t, dir, newLateSystem(t))
+			text, err := identity.Invite{
+				NetworkName: "pilot", Authority: w.authority.Public(), Coordinators: []string{joinLiar(t, w.authority, c.answer)},
+				Key: join, Consent: c.consent,
+			}.Text()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if r, err := n.Up(t.Context(), localapi.UpRequest{Name: "guest", Invite: text}); err == nil {
+				t.Errorf("joined: %+v", r)
+			}
+			end()
+			if _, err := os.Stat(filepath.Join(dir, nodeFile)); !errors.Is(err, fs.ErrNotExist) {
+				t.Errorf("node.json: %v", err)
+			}
+			n, _ = runNode(t, dir, newLateSystem(t)) // and starts again
+			if s, err := n.Status(t.Context()); err != nil || s.State != localapi.StateDown {
+				t.Errorf("%+v %v", s, err)
+			}
+		})
+	}
+}
