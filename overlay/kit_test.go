@@ -112,10 +112,19 @@ func (p *port) Receive(_ int, bursts []underlay.Burst) (int, error) {
 	case <-p.closed:
 		return 0, net.ErrClosed
 	case a := <-p.in:
-		b := &bursts[0]
-		b.Data = append(b.Data[:0], a.datagram...)
-		b.Size, b.Path, b.Class = len(b.Data), a.path, 0
-		return 1, nil
+		for n := 0; ; n++ {
+			b := &bursts[n]
+			b.Data = append(b.Data[:0], a.datagram...)
+			b.Size, b.Path, b.Class = len(b.Data), a.path, 0
+			if n+1 == len(bursts) {
+				return n + 1, nil
+			}
+			select {
+			case a = <-p.in:
+			default:
+				return n + 1, nil
+			}
+		}
 	}
 }
 

@@ -30,6 +30,8 @@ func ConfigureInterface(i Interface) error {
 	if err := netlink.LinkSetMTU(link, i.MTU); err != nil {
 		return fmt.Errorf("set MTU of %s: %w", i.Name, err)
 	}
+	// A TUN's queue has room for 500 packets, which a program can send while the daemon waits for a processor once.
+	_ = netlink.LinkSetTxQLen(link, queueLength)
 	if i.Segments > 0 {
 		// Longer bursts would only be less even.
 		_ = netlink.LinkSetGSOMaxSegs(link, i.Segments)
@@ -77,6 +79,9 @@ func awaitAddress(i Interface) error {
 		}
 	}
 }
+
+// queueLength is how many packets may wait to be read from the interface.
+const queueLength = 4000
 
 // quietInterface switches IPv6 on where a host has it off by default, and keeps the kernel from making a link-local
 // address, which would send router solicitations and multicast reports into the overlay. Where /proc/sys can't be
