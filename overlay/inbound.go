@@ -55,10 +55,7 @@ func (o *Overlay) inboundLoop(ctx context.Context, loop int) error {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	b := newInbound(o)
-	bursts := make([]underlay.Burst, receiveBurst)
-	for i, buf := range buffers(receiveBurst, underlay.ReceiveSize) {
-		bursts[i].Data = buf
-	}
+	bursts := newBursts()
 	for {
 		n, err := o.under.Receive(loop, bursts)
 		if err == nil {
@@ -71,6 +68,14 @@ func (o *Overlay) inboundLoop(ctx context.Context, loop int) error {
 			return fmt.Errorf("overlay: %w", err)
 		}
 	}
+}
+
+func newBursts() []underlay.Burst {
+	bursts := make([]underlay.Burst, receiveBurst)
+	for i, buf := range buffers(receiveBurst, underlay.ReceiveSize) {
+		bursts[i].Data = buf
+	}
+	return bursts
 }
 
 // receive takes what came, and writes into it. Its error means that the device is closed.

@@ -27,8 +27,10 @@ import (
 const (
 	// minBuffer is room for an error about a packet.
 	minBuffer = 2048
-	// readBudget is after how many packets the clock and the snapshot are read again, though the device has more.
-	readBudget = 256
+	// outBudget is after how many bytes others have their turn, and the clock and the snapshot are read again, though the
+	// device has more. A packet counts for perPacket bytes besides its own.
+	outBudget = 128 << 10
+	perPacket = 1 << 10
 )
 
 // outbound is the state of the loop from device to underlay.
@@ -70,13 +72,8 @@ func (o *Overlay) outboundLoop(ctx context.Context) error {
 		n, err := o.device.Read(b.in, &b.header, true)
 		if err == nil {
 			b.begin()
-			for budget := readBudget; n > 0 && err == nil; budget-- {
-				b.send(b.in[:n], &b.header)
-				if n = 0; budget > 0 {
-					n, err = o.device.Read(b.in, &b.header, false)
-				}
-			}
-			b.flush()
+			b.send(b.in[:n], &b.header)
+			err = b.more(outBudget)
 		}
 		if err != nil {
 			if ended(ctx, err) {
@@ -85,6 +82,25 @@ func (o *Overlay) outboundLoop(ctx context.Context) error {
 			return fmt.Errorf("overlay: %w", err)
 		}
 	}
+}
+
+// drain sends what the device has, without waiting for more, up to about budget bytes.
+func (b *outbound) drain(budget int) error {
+	b.begin()
+	return b.more(budget)
+}
+
+func (b *outbound) more(budget int) error {
+	defer b.flush()
+	for budget > 0 {
+		n, err := b.o.device.Read(b.in, &b.header, false)
+		if n == 0 || err != nil {
+			return err
+		}
+		b.send(b.in[:n], &b.header)
+		budget -= n + perPacket
+	}
+	return nil
 }
 
 // begin reads the clock and the state for the packets that follow.

@@ -171,9 +171,13 @@ func (o *Overlay) Run(ctx context.Context) error {
 		o.farewell()
 		return errors.Join(o.device.Close(), o.under.Close())
 	})
-	group.Go(func() error { return o.outboundLoop(inner) })
-	for loop := range o.under.Loops() {
-		group.Go(func() error { return o.inboundLoop(inner, loop) })
+	if d := newDuplex(o, runtime.NumCPU()); d != nil {
+		group.Go(func() error { return d.run(inner) })
+	} else {
+		group.Go(func() error { return o.outboundLoop(inner) })
+		for loop := range o.under.Loops() {
+			group.Go(func() error { return o.inboundLoop(inner, loop) })
+		}
 	}
 	if o.stack != nil {
 		group.Go(func() error { return o.stackLoop(inner) })

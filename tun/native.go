@@ -97,15 +97,3 @@ func (d *native) Close() error {
 	}
 	return err
 }
-
-// drain takes the library's link events off its hands, which would stand still when nobody read them. The goroutine
-// ends when the device closes its channel; the function returned waits for that.
-func drain(dev wgtun.Device) (wait func()) {
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		for range dev.Events() {
-		}
-	}()
-	return func() { <-done }
-}

@@ -108,6 +108,20 @@ func (s *socket) setOptions() {
 
 func (s *socket) port() uint16 { return s.bind }
 
+// TryReceive is Receive, but returns 0 instead of waiting.
+func (u *Underlay) TryReceive(loop int, bursts []Burst) (int, error) {
+	return u.receive(loop, bursts, false)
+}
+
+// Descriptors are those of the loops' sockets, in their order, for poll(2). They stay what they are until Close.
+func (u *Underlay) Descriptors() []int {
+	fds := make([]int, len(u.sockets))
+	for i, s := range u.sockets {
+		fds[i] = s.fd
+	}
+	return fds
+}
+
 // close ends a waiting receive and closes the socket.
 func (s *socket) close() error {
 	s.end.Store(true)
@@ -152,8 +166,8 @@ func (r *receiver) prepare(bursts []Burst) {
 	}
 }
 
-// receive waits for a message, and takes those that have come with it.
-func (s *socket) receive(bursts []Burst) (int, error) {
+// receive waits for a message if it shall, and takes those that have come with it.
+func (s *socket) receive(bursts []Burst, wait bool) (int, error) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	if s.closed || s.end.Load() {
@@ -164,6 +178,9 @@ func (s *socket) receive(bursts []Burst) (int, error) {
 	n, _, errno := unix.RawSyscall6(unix.SYS_RECVMMSG, uintptr(s.fd), uintptr(unsafe.Pointer(&s.in.headers[0])),
 		uintptr(len(bursts)), unix.MSG_DONTWAIT, 0, 0)
 	if errno == unix.EAGAIN {
+		if !wait {
+			return 0, nil
+		}
 		n, _, errno = unix.Syscall6(unix.SYS_RECVMMSG, uintptr(s.fd), uintptr(unsafe.Pointer(&s.in.headers[0])),
 			uintptr(len(bursts)), unix.MSG_WAITFORONE, 0, 0)
 	}

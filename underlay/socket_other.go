@@ -61,8 +61,8 @@ func (s *socket) port() uint16 {
 
 func (s *socket) close() error { return s.conn.Close() }
 
-// receive waits for one datagram.
-func (s *socket) receive(bursts []Burst) (int, error) {
+// receive waits for one datagram: on these systems nobody asks without waiting.
+func (s *socket) receive(bursts []Burst, _ bool) (int, error) {
 	b := &bursts[0]
 	n, oobn, _, remote, err := s.conn.ReadMsgUDPAddrPort(b.Data[:cap(b.Data)], s.oob)
 	if err != nil {

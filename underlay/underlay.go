@@ -203,14 +203,18 @@ func (u *Underlay) SendBurst(b *Burst) error {
 // ReceiveSize; it is filled from its beginning. Receive returns how many bursts there were, at least one, or
 // net.ErrClosed after Close. Errors of the network, such as an ICMP error about an earlier datagram, do not end it.
 func (u *Underlay) Receive(loop int, bursts []Burst) (int, error) {
+	return u.receive(loop, bursts, true)
+}
+
+func (u *Underlay) receive(loop int, bursts []Burst, wait bool) (int, error) {
 	if loop < 0 || loop >= len(u.sockets) {
 		return 0, net.ErrClosed
 	}
 	s := u.sockets[loop]
 	for failures := 0; ; failures++ {
-		n, err := s.receive(bursts)
+		n, err := s.receive(bursts, wait)
 		switch {
-		case err == nil && n > 0:
+		case err == nil && (n > 0 || !wait):
 			return n, nil
 		case errors.Is(err, net.ErrClosed):
 			return 0, net.ErrClosed
