@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"runtime"
 
 	"github.com/pilot-protocol/pilot/noise"
 	"github.com/pilot-protocol/pilot/overlay/burst"
@@ -51,9 +50,6 @@ func newInbound(o *Overlay) *inbound {
 }
 
 func (o *Overlay) inboundLoop(ctx context.Context, loop int) error {
-	// Goroutines that move between threads move between processors, and so reorder what they send.
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
 	b := newInbound(o)
 	bursts := newBursts()
 	for {

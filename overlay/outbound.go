@@ -9,7 +9,6 @@ import (
 	"iter"
 	"net/netip"
 	"os"
-	"runtime"
 
 	"github.com/pilot-protocol/pilot/identity"
 	"github.com/pilot-protocol/pilot/noise"
@@ -64,9 +63,6 @@ func newOutbound(o *Overlay) *outbound {
 }
 
 func (o *Overlay) outboundLoop(ctx context.Context) error {
-	// Goroutines that move between threads move between processors, and so reorder what they send.
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
 	b := newOutbound(o)
 	for {
 		n, err := o.device.Read(b.in, &b.header, true)
