@@ -43,9 +43,9 @@ type duplex struct {
 }
 
 // newDuplex returns nil where each direction is to have its own thread.
-func newDuplex(o *Overlay, processors int) *duplex {
+func newDuplex(o *Overlay) *duplex {
 	device, ok := o.device.(descriptorDevice)
-	if !ok || processors >= duplexBelow {
+	if !ok || o.processors >= duplexBelow {
 		return nil
 	}
 	under, ok := o.under.(descriptorUnderlay)

@@ -5,14 +5,21 @@ package overlay
 import (
 	"context"
 	"crypto/sha256"
+	"errors"
 	"hash"
 	"io"
 	"math/rand/v2"
 	"net"
 	"net/netip"
+	"os"
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/pilot-protocol/pilot/underlay"
 )
 
 // Two kernels with their own offloads, TCP both ways at once, over a wire that loses, reorders and doubles: what one
@@ -34,9 +41,16 @@ func TestKernelsTalkOverABadWire(t *testing.T) {
 	a, ka := w.kernelNode(t, addrA)
 	b, kb := w.kernelNode(t, addrB)
 	trust(a, b)
+	exchange(t, ka, kb, b.addr, 6<<20)
+	t.Logf("a: %v, b: %v", a.o.Status().Drops, b.o.Status().Drops)
+}
+
+// exchange sends size random bytes both ways at once over a TCP connection, and compares what arrives.
+func exchange(t *testing.T, ka, kb *kernel, addr netip.Addr, size int64) {
+	t.Helper()
 	var ln net.Listener
 	var err error
-	at := netip.AddrPortFrom(b.addr, 80).String()
+	at := netip.AddrPortFrom(addr, 80).String()
 	kb.run(func() { ln, err = net.Listen("tcp6", at) })
 	if err != nil {
 		t.Fatal(err)
@@ -65,14 +79,12 @@ func TestKernelsTalkOverABadWire(t *testing.T) {
 		_ = c.SetDeadline(time.Now().Add(time.Minute))
 		sums[i] = [2]hash.Hash{sha256.New(), sha256.New()}
 		group.Go(func() {
-			const size = 6 << 20
 			source := io.LimitReader(rand.NewChaCha8([32]byte{byte(i)}), size)
 			if _, err := io.Copy(c, io.TeeReader(source, sums[i][0])); err != nil {
 				t.Error(err)
 			}
 		})
 		group.Go(func() {
-			const size = 6 << 20
 			if n, err := io.CopyN(sums[i][1], c, size); err != nil {
 				t.Errorf("after %d bytes: %v", n, err)
 			}
@@ -86,5 +98,78 @@ func TestKernelsTalkOverABadWire(t *testing.T) {
 	}
 	_ = out.Close()
 	_ = in.Close()
-	t.Logf("a: %v, b: %v", a.o.Status().Drops, b.o.Status().Drops)
+}
+
+// cable joins two namespaces by a pair of virtual Ethernet interfaces.
+func cable(t *testing.T, ka, kb *kernel, addressA, addressB string) {
+	t.Helper()
+	var other *os.File
+	var err error
+	kb.run(func() { other, err = os.Open("/proc/thread-self/ns/net") })
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	configure := func(address string) error {
+		h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+		if err != nil {
+			return err
+		}
+		defer h.Close()
+		if address == addressA {
+			if err := h.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "eth0"}, PeerName: "eth0", PeerNamespace: netlink.NsFd(int(other.Fd()))}); err != nil {
+				return err
+			}
+		}
+		link, err := h.LinkByName("eth0")
+		if err != nil {
+			return err
+		}
+		own, err := netlink.ParseAddr(address)
+		if err != nil {
+			return err
+		}
+		return errors.Join(h.AddrAdd(link, own), h.LinkSetUp(link))
+	}
+	ka.run(func() { err = configure(addressA) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	kb.run(func() { err = configure(addressB) })
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// The whole way with real sockets: one thread for both directions, then one for each.
+func TestKernelsTalkOverACable(t *testing.T) {
+	for _, processors := range []int{1, 64} {
+		w := newWorld(t)
+		var nodes [2]*node
+		var kernels [2]*kernel
+		var sockets [2]*underlay.Underlay
+		for i, at := range []string{"192.0.2.1:7745", "192.0.2.2:7745"} {
+			n := w.idleNode(w.agent(), at)
+			k := newKernel(t, n.addr)
+			var err error
+			k.run(func() { sockets[i], err = underlay.New(underlay.Options{Port: 7745}) })
+			if err != nil {
+				t.Fatal(err)
+			}
+			n.o = must(New(Options{Network: w.authority.Public(), Device: k.dev, Underlay: sockets[i], Stack: n.stack, AES: true}))
+			n.o.processors = processors
+			if one := newDuplex(n.o) != nil; one != (processors == 1) {
+				t.Errorf("%d processors: one thread %v", processors, one)
+			}
+			nodes[i], kernels[i] = n, k
+		}
+		cable(t, kernels[0], kernels[1], "192.0.2.1/24", "192.0.2.2/24")
+		for _, n := range nodes {
+			n.run()
+		}
+		trust(nodes[0], nodes[1])
+		exchange(t, kernels[0], kernels[1], nodes[1].addr, 32<<20)
+		t.Logf("a: %v, b: %v", nodes[0].o.Status().Drops, nodes[1].o.Status().Drops)
+		w.stop()
+	}
 }

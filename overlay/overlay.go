@@ -87,6 +87,8 @@ type Overlay struct {
 	epoch   time.Time
 	log     *slog.Logger
 	noise   *noise.Machine
+	// processors decides how many threads move packets.
+	processors int
 
 	snap     atomic.Pointer[snapshot]
 	sessions sessionTable
@@ -137,7 +139,7 @@ func New(o Options) (*Overlay, error) {
 	}
 	v := &Overlay{
 		network: o.Network, device: o.Device, mtu: o.Device.MTU(), under: o.Underlay, stack: o.Stack,
-		clock: o.Now, epoch: o.Now().Add(-time.Hour), log: o.Log,
+		clock: o.Now, epoch: o.Now().Add(-time.Hour), log: o.Log, processors: runtime.NumCPU(),
 		flows: newFlowTable(), limiter: packet.NewLimiter(),
 		handshakes: make(chan arrival, handshakeBuffer),
 		messages:   make(chan message, messageBuffer),
@@ -171,7 +173,7 @@ func (o *Overlay) Run(ctx context.Context) error {
 		o.farewell()
 		return errors.Join(o.device.Close(), o.under.Close())
 	})
-	if d := newDuplex(o, runtime.NumCPU()); d != nil {
+	if d := newDuplex(o); d != nil {
 		group.Go(func() error { return d.run(inner) })
 	} else {
 		group.Go(func() error { return o.outboundLoop(inner) })
