@@ -185,6 +185,13 @@ func cmpError(err, other error) error {
 	return other
 }
 
+// How far ahead the clock behind a statement may be. What is of a time to come would keep out all that its agent says
+// until then, after its clock was set right.
+const (
+	statementAhead = 5 * time.Minute // as in handshakes; agents date statements back by ten minutes more
+	recordAhead    = 15 * time.Minute
+)
+
 // checkRecord opens the statements of an agent about itself. Either may be empty.
 func (r *registry) checkRecord(agent identity.AgentPublic, tunnel, record []byte) (serial uint64, err error) {
 	if len(tunnel) > 0 {
@@ -196,6 +203,8 @@ func (r *registry) checkRecord(agent identity.AgentPublic, tunnel, record []byte
 			return 0, fail(api.CodeForbidden, "", "the tunnel statement is another agent's")
 		case errors.Is(t.ValidAt(r.now()), identity.ErrExpired):
 			return 0, fail(api.CodeBadRequest, "Check this host's clock.", "the tunnel statement has expired")
+		case t.NotBefore.After(r.now().Add(statementAhead)):
+			return 0, fail(api.CodeBadRequest, "Check this host's clock.", "the tunnel statement isn't valid yet")
 		}
 	}
 	if len(record) > 0 {
@@ -205,6 +214,8 @@ func (r *registry) checkRecord(agent identity.AgentPublic, tunnel, record []byte
 			return 0, badStatement(err)
 		case rec.Agent != agent:
 			return 0, fail(api.CodeForbidden, "", "the record is another agent's")
+		case rec.Serial > uint64(r.now().Add(recordAhead).UnixMilli()):
+			return 0, fail(api.CodeBadRequest, "Check this host's clock.", "the record is of a time to come")
 		}
 		serial = rec.Serial
 	}
