@@ -190,27 +190,37 @@ func (n *Node) publishOnce(ctx context.Context, m *membership) error {
 	tunnel := m.tunnels[0].statement
 	outbox := append([]identity.Consent(nil), m.book.outbox...)
 	n.mu.Unlock()
-	if err := m.client.Load().PutRecord(ctx, api.RecordRequest{Tunnel: tunnel.Raw(), Record: record.Raw()}); err != nil && !api.HasCode(err, api.CodeConflict) {
-		return err
+	failed := m.client.Load().PutRecord(ctx, api.RecordRequest{Tunnel: tunnel.Raw(), Record: record.Raw()})
+	if api.HasCode(failed, api.CodeConflict) {
+		failed = nil // the coordinator has newer ones
 	}
+	// What is wrong with one must not keep the others back: a withdrawal may be among them.
 	for _, c := range outbox {
-		if err := n.deliver(ctx, m, c); err != nil {
-			return err
+		if api.HasCode(failed, api.CodeUnavailable) {
+			break
+		}
+		if err := n.deliver(ctx, m, c); err != nil && !api.HasCode(err, api.CodeNotFound) {
+			failed = err
 		}
 	}
-	return nil
+	return failed
 }
 
-// deliver gives the coordinator one consent and takes it out of the outbox. One that the coordinator has a newer one for
-// is done with, too.
+// deliver gives the coordinator one consent and takes it out of the outbox: also one that will never be taken, since the
+// coordinator has a newer one, or the agent that it is for is no member any more. The latter is an error all the same.
 func (n *Node) deliver(ctx context.Context, m *membership, c identity.Consent) error {
-	if err := m.client.Load().PutConsent(ctx, c.Raw()); err != nil && !api.HasCode(err, api.CodeConflict) && !api.HasCode(err, api.CodeBadRequest) {
+	err := m.client.Load().PutConsent(ctx, c.Raw())
+	gone := api.HasCode(err, api.CodeNotFound)
+	if err != nil && !gone && !api.HasCode(err, api.CodeConflict) && !api.HasCode(err, api.CodeBadRequest) {
 		return err
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	m.book.delivered(c)
-	return n.saveLocked()
+	if saved := n.saveLocked(); saved != nil || !gone {
+		return saved
+	}
+	return err
 }
 
 // keepFresh renews the certificate and the tunnel key at two thirds of their lives, and ends consents when they expire.
@@ -247,7 +257,7 @@ func (n *Node) refresh(ctx context.Context, m *membership) (time.Duration, error
 	if err != nil {
 		return renewRetry, err
 	}
-	if !now.Before(renewAt(tunnel.NotBefore, tunnel.NotAfter)) {
+	if !usable(tunnel, now) || !now.Before(renewAt(tunnel.NotBefore, tunnel.NotAfter)) {
 		if err := n.change(func(m *membership) error {
 			err := n.rotate(m)
 			tunnel = m.tunnels[0].statement

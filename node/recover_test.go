@@ -241,3 +241,68 @@ func TestJoinAnswerIsVerified(t *testing.T) {
 		})
 	}
 }
+
+// A consent that the coordinator will never take, as its agent is gone, doesn't keep back those behind it.
+func TestOutboxGoesOn(t *testing.T) {
+	ctx := t.Context()
+	a, _ := runNode(t, stateDir(t), newLateSystem(t))
+	b, _ := runNode(t, stateDir(t), newLateSystem(t))
+	made, err := a.Up(ctx, localapi.UpRequest{Name: "planner", CoordinatorListen: listenLoopback})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.Up(ctx, localapi.UpRequest{Name: "warehouse", Invite: made.Invite}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "a knows b", func() bool {
+		l, err := a.TrustList(ctx)
+		return err == nil && len(l.Entries) == 1 && l.Entries[0].State == localapi.TrustMutual
+	})
+	a.mu.Lock()
+	for _, c := range []identity.Consent{
+		{To: identity.AgentKeyFromSeed([32]byte{9}).Public(), Reason: "nobody is there"}, {To: b.key.Public(), Withdrawn: true},
+	} {
+		if err := a.member.book.sign(a.key, c, time.Now()); err != nil {
+			t.Error(err)
+		}
+	}
+	a.mu.Unlock()
+	poke(a.member.republish)
+	eventually(t, "b hears that trust was withdrawn", func() bool {
+		l, err := b.TrustList(ctx)
+		return err == nil && len(l.Entries) == 1 && l.Entries[0].State != localapi.TrustMutual
+	})
+	eventually(t, "the outbox is empty", func() bool {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		return len(a.member.book.outbox) == 0
+	})
+}
+
+// TestAbuse22ClockSetBack: a tunnel key that was made while the clock was ahead is replaced when the clock is right, since
+// no peer accepts it before its time.
+func TestAbuse22ClockSetBack(t *testing.T) {
+	var ahead atomic.Int64
+	ahead.Store(int64(12 * time.Hour))
+	n, err := New(Options{
+		StateDir: stateDir(t), Log: slog.New(slog.DiscardHandler), System: newLateSystem(t), Caller: func(net.Conn) error { return nil },
+		Now: func() time.Time { return time.Now().Add(time.Duration(ahead.Load())) },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- n.Run(ctx) }()
+	t.Cleanup(func() { cancel(); <-ended })
+	if _, err := n.Up(ctx, localapi.UpRequest{Name: "planner", CoordinatorListen: listenLoopback}); err != nil {
+		t.Fatal(err)
+	}
+	ahead.Store(0)
+	poke(n.member.renew)
+	eventually(t, "a tunnel key that is valid now", func() bool {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		return n.member.tunnels[0].statement.ValidAt(time.Now()) == nil
+	})
+}
