@@ -6,9 +6,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
+	"golang.org/x/time/rate"
 
 	"github.com/pilot-protocol/pilot/coordinator/api"
 	"github.com/pilot-protocol/pilot/identity"
@@ -22,6 +24,8 @@ const (
 	lastRetry  = 30 * time.Second
 	// renewRetry is the pause after a renewal that failed.
 	renewRetry = time.Minute
+	// lookAgain bounds how long nothing is looked at: timers stand still while a host sleeps, and its clock may be set.
+	lookAgain = 5 * time.Minute
 	// askLimit bounds one question to the coordinator.
 	askLimit = 10 * time.Second
 )
@@ -282,7 +286,7 @@ func (n *Node) refresh(ctx context.Context, m *membership) (time.Duration, error
 	if !expiry.IsZero() && expiry.Before(next) {
 		next = expiry
 	}
-	return max(next.Sub(now), time.Second), nil
+	return min(max(next.Sub(now), time.Second), lookAgain), nil
 }
 
 func (n *Node) renewCertificate(ctx context.Context, m *membership) (identity.Certificate, error) {
@@ -311,6 +315,7 @@ func (n *Node) renewCertificate(ctx context.Context, m *membership) (identity.Ce
 
 // listen acts on what the data path reports.
 func (n *Node) listen(ctx context.Context, m *membership) error {
+	told := newEventLog(n.log)
 	for {
 		select {
 		case <-ctx.Done():
@@ -325,16 +330,43 @@ func (n *Node) listen(ctx context.Context, m *membership) error {
 				} else {
 					n.askAbout(ctx, m, e.Agent.String())
 				}
-			case overlay.SessionUp:
-				n.log.Info("session up", "agent", e.Agent, "path", e.Path)
-			case overlay.SessionDown:
-				n.log.Info("session down", "agent", e.Agent, "reason", e.Reason)
-			case overlay.PathChanged:
-				n.log.Info("path changed", "agent", e.Agent, "path", e.Path)
-			case overlay.HandshakeFailed:
-				n.log.Info("handshake failed", "agent", e.Agent, "reason", e.Reason)
+			default:
+				told.tell(event)
 			}
 		}
+	}
+}
+
+// eventLog tells what happens to sessions. A peer, or whoever is on the path to one, can make it happen with each datagram,
+// so only some of it is told.
+type eventLog struct {
+	log     *slog.Logger
+	limiter *rate.Limiter
+	missed  int
+}
+
+func newEventLog(log *slog.Logger) *eventLog {
+	return &eventLog{log: log, limiter: rate.NewLimiter(1, 60)}
+}
+
+func (l *eventLog) tell(event overlay.Event) {
+	if !l.limiter.Allow() {
+		l.missed++
+		return
+	}
+	if l.missed > 0 {
+		l.log.Info("events of sessions that were too many to tell", "count", l.missed)
+		l.missed = 0
+	}
+	switch e := event.(type) {
+	case overlay.SessionUp:
+		l.log.Info("session up", "agent", e.Agent, "path", e.Path)
+	case overlay.SessionDown:
+		l.log.Info("session down", "agent", e.Agent, "reason", e.Reason)
+	case overlay.PathChanged:
+		l.log.Info("path changed", "agent", e.Agent, "path", e.Path)
+	case overlay.HandshakeFailed:
+		l.log.Info("handshake failed", "agent", e.Agent, "reason", e.Reason)
 	}
 }
 

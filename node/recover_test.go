@@ -14,6 +14,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -22,6 +23,7 @@ import (
 	"github.com/pilot-protocol/pilot/coordinator/ca"
 	"github.com/pilot-protocol/pilot/identity"
 	"github.com/pilot-protocol/pilot/node/localapi"
+	"github.com/pilot-protocol/pilot/overlay"
 	"github.com/pilot-protocol/pilot/tun"
 )
 
@@ -305,4 +307,27 @@ func TestAbuse22ClockSetBack(t *testing.T) {
 		defer n.mu.Unlock()
 		return n.member.tunnels[0].statement.ValidAt(time.Now()) == nil
 	})
+}
+
+// Timers stand still while a host sleeps: what is due is looked for often, and not only when its timer ends.
+func TestLooksOften(t *testing.T) {
+	n, _ := runNode(t, stateDir(t), newLateSystem(t))
+	if _, err := n.Up(t.Context(), localapi.UpRequest{Name: "planner", CoordinatorListen: listenLoopback}); err != nil {
+		t.Fatal(err)
+	}
+	if wait, err := n.refresh(t.Context(), n.member); err != nil || wait <= 0 || wait > 10*time.Minute {
+		t.Errorf("the next look is in %v, %v", wait, err)
+	}
+}
+
+// A peer that moves with each datagram doesn't fill the disk.
+func TestEventsDoNotFloodTheLog(t *testing.T) {
+	log := &lockedBuffer{}
+	told := newEventLog(slog.New(slog.NewTextHandler(log, nil)))
+	for range 10_000 {
+		told.tell(overlay.PathChanged{})
+	}
+	if lines := strings.Count(log.String(), "\n"); lines == 0 || lines > 200 {
+		t.Errorf("%d lines", lines)
+	}
 }
