@@ -27,6 +27,7 @@ type registry struct {
 	now       func() time.Time
 	log       *slog.Logger
 	updater   *updater
+	refusals  *refusals
 }
 
 // caller is who makes a request.
@@ -95,11 +96,16 @@ type audited struct {
 	Addr    netip.Addr           `json:"addr,omitzero"`
 	Subject string               `json:"subject,omitempty"` // the join key, agent or name that it is about
 	Reason  string               `json:"reason,omitempty"`
+	Missed  uint64               `json:"missed,omitempty"` // refusals before this one that were too many to record
 }
 
-const outcomeDone = "done"
+const (
+	outcomeDone  = "done"
+	auditTimeout = 5 * time.Second
+)
 
-// audit records what was done or refused. What was done fails when it can't be recorded.
+// audit records what was done or refused. What was done fails when it can't be recorded. It is recorded even when the
+// caller has hung up meanwhile. Refusals cost their callers nothing, so only so many of them are recorded.
 func (r *registry) audit(ctx context.Context, c caller, action, subject, reason string, failure error) error {
 	entry := audited{Time: r.now().UTC(), Action: action, Outcome: outcomeDone, Agent: c.agent, Addr: c.addr, Subject: subject, Reason: reason}
 	if failure != nil {
@@ -108,7 +114,14 @@ func (r *registry) audit(ctx context.Context, c caller, action, subject, reason 
 		if errors.As(failure, &e) {
 			entry.Outcome, entry.Reason = e.Code, e.Message
 		}
+		var ok bool
+		if entry.Missed, ok = r.refusals.allow(r.now()); !ok {
+			r.log.Debug("a refusal that is not recorded", "action", action, "outcome", entry.Outcome, "agent", entry.Agent, "addr", entry.Addr)
+			return failure
+		}
 	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), auditTimeout)
+	defer cancel()
 	r.log.Info("audit", "action", action, "outcome", entry.Outcome, "agent", entry.Agent, "addr", entry.Addr,
 		"subject", subject, "reason", entry.Reason)
 	err := r.store.Audit(ctx, action, entry)
