@@ -473,6 +473,9 @@ func TestUpRefusals(t *testing.T) {
 	if _, err := b.Up(ctx, localapi.UpRequest{CoordinatorListen: net.JoinHostPort(host, port)}); code(err) != localapi.CodePortTaken {
 		t.Errorf("a port in use: %v", err)
 	}
+	if _, err := b.Up(ctx, localapi.UpRequest{CoordinatorListen: "192.0.2.1:7745"}); code(err) != localapi.CodeUsage {
+		t.Errorf("an address of another host: %v", err)
+	}
 	for what, err := range map[string]error{
 		"unknown name":    second(a.WhoIs(ctx, "nobody")),
 		"unknown address": second(a.WhoIs(ctx, "fd00::1")),

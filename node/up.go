@@ -204,6 +204,10 @@ func (n *Node) host(ctx context.Context, listen, network string) (*coordinator.C
 		return nil, &localapi.Error{Code: localapi.CodePortTaken, Message: "the coordinator's address " + listen + " is in use",
 			Hint: "choose another with --coordinator-listen HOST:PORT; or join the network that is there, with an invite"}
 	}
+	if errors.Is(err, syscall.EADDRNOTAVAIL) {
+		return nil, errUsage("the coordinator can't listen on "+listen+": that is no address of this host",
+			"give --coordinator-listen an address of this host, or a port alone, as :7745")
+	}
 	if err != nil {
 		return nil, err
 	}
