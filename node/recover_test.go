@@ -12,6 +12,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -24,6 +25,7 @@ import (
 	"github.com/pilot-protocol/pilot/identity"
 	"github.com/pilot-protocol/pilot/node/localapi"
 	"github.com/pilot-protocol/pilot/overlay"
+	"github.com/pilot-protocol/pilot/platform"
 	"github.com/pilot-protocol/pilot/tun"
 )
 
@@ -330,4 +332,47 @@ func TestEventsDoNotFloodTheLog(t *testing.T) {
 	if lines := strings.Count(log.String(), "\n"); lines == 0 || lines > 200 {
 		t.Errorf("%d lines", lines)
 	}
+}
+
+// slowDNS is a resolver that waits for programs of the host's, once it is told to.
+type slowDNS struct {
+	memoryDNS
+	hang atomic.Pointer[chan struct{}]
+}
+
+func (d *slowDNS) Upstreams() []netip.AddrPort {
+	if hang := d.hang.Load(); hang != nil {
+		<-*hang
+	}
+	return nil
+}
+
+type slowSystem struct {
+	memorySystem
+	slow slowDNS
+}
+
+func (s *slowSystem) OpenDNS() (platform.DNS, error) { return &s.slow, nil }
+
+// While the host's resolver hangs the node goes on: trust is withdrawn, status is told.
+func TestResolverThatHangs(t *testing.T) {
+	system := &slowSystem{memorySystem: memorySystem{socket: filepath.Join(t.TempDir(), "s"), log: slog.New(slog.DiscardHandler)}}
+	n, _ := runNode(t, stateDir(t), system)
+	if _, err := n.Up(t.Context(), localapi.UpRequest{Name: "planner", CoordinatorListen: listenLoopback}); err != nil {
+		t.Fatal(err)
+	}
+	applied := make(chan struct{})
+	hang := make(chan struct{})
+	system.slow.hang.Store(&hang)
+	go func() {
+		n.reapply(n.member)
+		close(applied)
+	}()
+	select {
+	case <-applied:
+	case <-time.After(2 * time.Second):
+		t.Error("it waits for the resolver")
+	}
+	close(hang)
+	<-applied
 }
