@@ -305,8 +305,8 @@ func (n *Node) renewCertificate(ctx context.Context, m *membership) (identity.Ce
 	}
 	return c, n.change(func(m *membership) error {
 		m.book.certificate = c
-		if len(answer.Coordinators) > 0 {
-			n.saved.Coordinators = answer.Coordinators
+		if list := coordinatorsOf(answer); len(list) > 0 {
+			n.saved.Coordinators = list
 		}
 		n.log.Info("the certificate was renewed", "until", c.NotAfter)
 		return nil

@@ -15,6 +15,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -244,6 +245,45 @@ func TestJoinAnswerIsVerified(t *testing.T) {
 			}
 		})
 	}
+}
+
+// Addresses of coordinators that make no sense, or are very many, keep nobody from starting, or inviting.
+func TestCoordinatorsOfAnAnswer(t *testing.T) {
+	w := newWorld(t)
+	w.now = time.Now().Add(-time.Minute)
+	dir := stateDir(t)
+	n, end := runNode(t, dir, newLateSystem(t))
+	var liar string
+	liar = joinLiar(t, w.authority, func(agent identity.AgentPublic) api.Membership {
+		c, err := identity.Certificate{
+			Agent: agent, Name: "guest", NotBefore: w.now, NotAfter: w.now.Add(time.Hour), Serial: 1,
+		}.Sign(w.authority)
+		if err != nil {
+			t.Error(err)
+		}
+		m := api.Membership{Certificate: c.Raw(), Network: "pilot", Coordinators: []string{"a:b:c:d", "", "host:99999", liar}}
+		for i := range 20 {
+			m.Coordinators = append(m.Coordinators, net.JoinHostPort("192.0.2.1", strconv.Itoa(1000+i)))
+		}
+		return m
+	})
+	join := identity.JoinKeyFromSeed([32]byte{7})
+	text, err := identity.Invite{NetworkName: "pilot", Authority: w.authority.Public(), Coordinators: []string{liar}, Key: join}.Text()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := n.Up(t.Context(), localapi.UpRequest{Name: "guest", Invite: text}); err != nil {
+		t.Fatal(err)
+	}
+	if list := n.saved.Coordinators; len(list) != maxCoordinators || list[0] != liar {
+		t.Errorf("kept %q", list)
+	}
+	end()
+	n, _ = runNode(t, dir, newLateSystem(t))
+	eventually(t, "it starts again", func() bool {
+		s, err := n.Status(t.Context())
+		return err == nil && s.State == localapi.StateUp
+	})
 }
 
 // A consent that the coordinator will never take, as its agent is gone, doesn't keep back those behind it.

@@ -29,6 +29,8 @@ const (
 	coordinatorDir = "coordinator" // below the state folder
 	// syncLimit is how long up waits for the coordinator before it goes on with what the node knows.
 	syncLimit = 5 * time.Second
+	// maxCoordinators is how many addresses of coordinators are kept.
+	maxCoordinators = 8
 	// joinLimit bounds a join, with its retries of other addresses.
 	joinLimit = 30 * time.Second
 )
@@ -324,7 +326,7 @@ func (n *Node) join(ctx context.Context, invite identity.Invite, name, listen st
 	}
 	former, next := n.saved, n.saved
 	next.Name, next.Network, next.Authority, next.Certificate = c.Name, invite.NetworkName, invite.Authority, m.Certificate
-	if next.Coordinators = m.Coordinators; len(m.Coordinators) == 0 {
+	if next.Coordinators = coordinatorsOf(m); len(next.Coordinators) == 0 {
 		next.Coordinators = invite.Coordinators
 	}
 	if listen != "" {
@@ -349,8 +351,8 @@ func (n *Node) join(ctx context.Context, invite identity.Invite, name, listen st
 // joinedAgainLocked takes in what an invite brings to an agent that is up already: trust, tags and addresses. Its tunnel
 // keys stay as they are.
 func (n *Node) joinedAgainLocked(c identity.Certificate, m api.Membership) error {
-	if len(m.Coordinators) > 0 {
-		n.saved.Coordinators = m.Coordinators
+	if list := coordinatorsOf(m); len(list) > 0 {
+		n.saved.Coordinators = list
 	}
 	if err := n.connect(n.member); err != nil {
 		return err
@@ -369,6 +371,21 @@ func (n *Node) joinedAgainLocked(c identity.Certificate, m api.Membership) error
 		failed = errors.Join(failed, err)
 	}
 	return errors.Join(failed, n.applyLocked(), n.saveLocked())
+}
+
+// coordinatorsOf lists the addresses of an answer that can be called, at most as many as an invite can name. One that can't
+// would be in the way at each start.
+func coordinatorsOf(m api.Membership) (list []string) {
+	for _, a := range m.Coordinators {
+		_, _, err := net.SplitHostPort(a)
+		if err == nil {
+			_, err = api.NewClient(api.ClientOptions{Addresses: []string{a}})
+		}
+		if err == nil && len(list) < maxCoordinators {
+			list = append(list, a)
+		}
+	}
+	return list
 }
 
 // sameInviter refuses an inviter other than the one whose consent is in the invite.
