@@ -416,3 +416,39 @@ func TestResolverThatHangs(t *testing.T) {
 	close(hang)
 	<-applied
 }
+
+// TestAbuse22RestartAfterClockSetBack: peers refuse handshakes of an earlier time under the same tunnel key.
+func TestAbuse22RestartAfterClockSetBack(t *testing.T) {
+	dir := stateDir(t)
+	tunnel := func(n *Node) identity.TunnelPublic {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		return n.member.tunnels[0].statement.Tunnel
+	}
+	restart := func() (*Node, func()) {
+		n, end := runNode(t, dir, newLateSystem(t))
+		eventually(t, "it is up", func() bool {
+			s, err := n.Status(t.Context())
+			return err == nil && s.State == localapi.StateUp
+		})
+		return n, end
+	}
+	n, end := runNode(t, dir, newLateSystem(t))
+	if _, err := n.Up(t.Context(), localapi.UpRequest{Name: "planner", CoordinatorListen: listenLoopback}); err != nil {
+		t.Fatal(err)
+	}
+	first := tunnel(n)
+	end()
+	n, end = restart()
+	if tunnel(n) != first {
+		t.Error("the tunnel key changed without a reason")
+	}
+	end()
+	if err := os.Chtimes(filepath.Join(dir, nodeFile), time.Time{}, time.Now().Add(time.Hour)); err != nil {
+		t.Fatal(err)
+	}
+	n, _ = restart()
+	if tunnel(n) == first {
+		t.Error("the tunnel key stayed though the clock was set back")
+	}
+}
