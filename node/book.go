@@ -240,7 +240,11 @@ func (b *book) acceptKey(name string, key identity.AgentPublic) error {
 	}
 	delete(b.mismatches, name)
 	b.pins[name] = key
-	b.peers[key] = &peer{certificate: c}
+	if p := b.peers[key]; p != nil { // known under another name: where it is, and its tunnel key, stay known
+		p.certificate = c
+	} else {
+		b.peers[key] = &peer{certificate: c}
+	}
 	return nil
 }
 

@@ -452,3 +452,21 @@ func TestAbuse22RestartAfterClockSetBack(t *testing.T) {
 		t.Error("the tunnel key stayed though the clock was set back")
 	}
 }
+
+// An agent that was known already keeps its tunnel key and addresses when its new name is accepted.
+func TestAcceptedKeyKeepsWhatIsKnown(t *testing.T) {
+	w := newWorld(t)
+	us, old, renamed := w.agent(1), w.agent(2), w.agent(3)
+	b := w.book(us, "planner")
+	take(t, false, second(b.addPeer(w.peer(old, "warehouse"))))
+	take(t, false, second(b.addPeer(w.peer(renamed, "depot"))))
+	if _, err := b.addPeer(w.peer(renamed, "warehouse")); !errors.Is(err, errKeyMismatch) {
+		t.Fatalf("another key under a known name: %v", err)
+	}
+	if err := b.acceptKey("warehouse", renamed.Public()); err != nil {
+		t.Fatal(err)
+	}
+	if p := b.peers[renamed.Public()]; p.certificate.Name != "warehouse" || p.tunnel.Tunnel.IsZero() || len(p.record.Endpoints) == 0 {
+		t.Errorf("left is %+v", p)
+	}
+}
