@@ -28,7 +28,7 @@ import (
 
 // States of a daemon.
 const (
-	StateDown     = "down"     // the daemon runs and has no network yet
+	StateDown     = "down"     // the daemon runs, and no network is up
 	StateStarting = "starting" // it has one and is not usable yet
 	StateUp       = "up"
 )
