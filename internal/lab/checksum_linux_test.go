@@ -200,7 +200,7 @@ func (w *watcher) join(d dissected) {
 	}
 	delete(w.parts, key)
 	if fold(p.sum+sum16(d.addresses)+uint64(p.whole)+uint64(d.header[0])) != 0xffff || p.have != p.whole {
-		w.seen.fail("a datagram of %d bytes with a wrong checksum, in fragments%s", p.whole, p.came)
+		w.seen.fail("a datagram of %d bytes with a wrong checksum, or with parts that came twice, in fragments%s", p.whole, p.came)
 		return
 	}
 	w.seen.verified[d.protocol]++
