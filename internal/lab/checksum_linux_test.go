@@ -170,6 +170,8 @@ func (w *watcher) look(virtio, frame []byte) {
 		}
 		s.partial++
 	case d.protocol == "UDP" && d.version == 4 && binary.BigEndian.Uint16(d.transport[d.field:]) == 0:
+	case d.protocol == "UDP" && binary.BigEndian.Uint16(d.transport[d.field:]) == 0:
+		s.fail("UDP without a checksum: %x", frame[:min(len(frame), 80)])
 	case fold(d.pseudo+sum16(d.transport)) != 0xffff:
 		s.fail("%s with a wrong checksum, virtio header %x: %x", d.protocol, virtio, frame[:min(len(frame), 80)])
 	default:

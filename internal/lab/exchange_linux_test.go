@@ -130,15 +130,9 @@ func datagramBursts(ctx context.Context, from, to *Host, at netip.AddrPort) erro
 		return err
 	}
 	defer client.Close()
-	raw, err := client.SyscallConn()
-	if err != nil {
-		return err
-	}
 	const segment, segments = 1000, 20
-	if e := raw.Control(func(fd uintptr) {
-		err = unix.SetsockoptInt(int(fd), unix.SOL_UDP, unix.UDP_SEGMENT, segment)
-	}); e != nil || err != nil {
-		return errors.Join(e, err)
+	if err := segmented(client, segment); err != nil {
+		return err
 	}
 	burst, got := make([]byte, segment*segments), make([]byte, 2*segment)
 	random := randomBytes()
@@ -191,6 +185,17 @@ func roomy(conn *net.UDPConn) error {
 	err = raw.Control(func(fd uintptr) {
 		inner = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 16<<20)
 	})
+	return errors.Join(err, inner)
+}
+
+// segmented makes a socket cut what is written to it into datagrams of this size.
+func segmented(conn *net.UDPConn, size int) error {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var inner error
+	err = raw.Control(func(fd uintptr) { inner = unix.SetsockoptInt(int(fd), unix.SOL_UDP, unix.UDP_SEGMENT, size) })
 	return errors.Join(err, inner)
 }
 

@@ -18,8 +18,9 @@ import (
 
 // BenchmarkLossyLink measures one TCP stream over a link that loses one frame in a hundred, each way, and has a round
 // trip of 30 ms: through the tunnel and plain, in turn, by Reno, which shows whether the tunnel makes several losses of
-// one, because it slows down at each; and by BBR, where the kernel has it, which shows what the machine can carry. Such a stream's speed is a matter of luck: PILOT_BENCH_ROUNDS asks for more rounds than 3. It
-// measures; it judges nothing.
+// one, because it slows down at each; and by BBR, where the kernel has it, which shows what the machine can carry.
+// Such a stream's speed is a matter of luck: PILOT_BENCH_ROUNDS asks for more rounds than 3. It measures; it judges
+// nothing.
 func BenchmarkLossyLink(b *testing.B) {
 	if testing.Short() {
 		b.Skip("the lab starts real programs in network namespaces: not in a short run")
