@@ -5,6 +5,7 @@ package coordinator
 import (
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -20,7 +21,26 @@ const (
 	joinRate, joinBurst       = rate.Limit(2), 500 // by address; each refusal is a line of the audit trail
 	maxStreams                = 4                  // of one agent
 	maxKeys                   = 20_000             // remembered by one limiter
+	// Of all callers together: what strangers are refused must not fill the disk.
+	refusalRate, refusalBurst = rate.Limit(0.5), 10_000
 )
+
+// refusals decides which refusals are recorded.
+type refusals struct {
+	limiter *rate.Limiter
+	missed  atomic.Uint64
+}
+
+func newRefusals() *refusals { return &refusals{limiter: rate.NewLimiter(refusalRate, refusalBurst)} }
+
+// allow reports whether one more may be recorded, and how many were not since the last one.
+func (r *refusals) allow(now time.Time) (missed uint64, ok bool) {
+	if !r.limiter.AllowN(now, 1) {
+		r.missed.Add(1)
+		return 0, false
+	}
+	return r.missed.Swap(0), true
+}
 
 // limiter holds a token bucket per key. A key that has been idle until its bucket is full again is forgotten.
 type limiter[K comparable] struct {

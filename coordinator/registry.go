@@ -27,6 +27,7 @@ type registry struct {
 	now       func() time.Time
 	log       *slog.Logger
 	updater   *updater
+	refusals  *refusals
 }
 
 // caller is who makes a request.
@@ -95,11 +96,16 @@ type audited struct {
 	Addr    netip.Addr           `json:"addr,omitzero"`
 	Subject string               `json:"subject,omitempty"` // the join key, agent or name that it is about
 	Reason  string               `json:"reason,omitempty"`
+	Missed  uint64               `json:"missed,omitempty"` // refusals before this one that were too many to record
 }
 
-const outcomeDone = "done"
+const (
+	outcomeDone  = "done"
+	auditTimeout = 5 * time.Second
+)
 
-// audit records what was done or refused. What was done fails when it can't be recorded.
+// audit records what was done or refused. What was done fails when it can't be recorded. It is recorded even when the
+// caller has hung up meanwhile. Refusals cost their callers nothing, so only so many of them are recorded.
 func (r *registry) audit(ctx context.Context, c caller, action, subject, reason string, failure error) error {
 	entry := audited{Time: r.now().UTC(), Action: action, Outcome: outcomeDone, Agent: c.agent, Addr: c.addr, Subject: subject, Reason: reason}
 	if failure != nil {
@@ -108,7 +114,14 @@ func (r *registry) audit(ctx context.Context, c caller, action, subject, reason 
 		if errors.As(failure, &e) {
 			entry.Outcome, entry.Reason = e.Code, e.Message
 		}
+		var ok bool
+		if entry.Missed, ok = r.refusals.allow(r.now()); !ok {
+			r.log.Debug("a refusal that is not recorded", "action", action, "outcome", entry.Outcome, "agent", entry.Agent, "addr", entry.Addr)
+			return failure
+		}
 	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), auditTimeout)
+	defer cancel()
 	r.log.Info("audit", "action", action, "outcome", entry.Outcome, "agent", entry.Agent, "addr", entry.Addr,
 		"subject", subject, "reason", entry.Reason)
 	err := r.store.Audit(ctx, action, entry)
@@ -185,6 +198,13 @@ func cmpError(err, other error) error {
 	return other
 }
 
+// How far ahead the clock behind a statement may be. What is of a time to come would keep out all that its agent says
+// until then, after its clock was set right.
+const (
+	statementAhead = 5 * time.Minute // as in handshakes; agents date statements back by ten minutes more
+	recordAhead    = 15 * time.Minute
+)
+
 // checkRecord opens the statements of an agent about itself. Either may be empty.
 func (r *registry) checkRecord(agent identity.AgentPublic, tunnel, record []byte) (serial uint64, err error) {
 	if len(tunnel) > 0 {
@@ -196,6 +216,8 @@ func (r *registry) checkRecord(agent identity.AgentPublic, tunnel, record []byte
 			return 0, fail(api.CodeForbidden, "", "the tunnel statement is another agent's")
 		case errors.Is(t.ValidAt(r.now()), identity.ErrExpired):
 			return 0, fail(api.CodeBadRequest, "Check this host's clock.", "the tunnel statement has expired")
+		case t.NotBefore.After(r.now().Add(statementAhead)):
+			return 0, fail(api.CodeBadRequest, "Check this host's clock.", "the tunnel statement isn't valid yet")
 		}
 	}
 	if len(record) > 0 {
@@ -205,6 +227,8 @@ func (r *registry) checkRecord(agent identity.AgentPublic, tunnel, record []byte
 			return 0, badStatement(err)
 		case rec.Agent != agent:
 			return 0, fail(api.CodeForbidden, "", "the record is another agent's")
+		case rec.Serial > uint64(r.now().Add(recordAhead).UnixMilli()):
+			return 0, fail(api.CodeBadRequest, "Check this host's clock.", "the record is of a time to come")
 		}
 		serial = rec.Serial
 	}

@@ -194,7 +194,7 @@ func (s *server) admins(next endpoint) endpoint {
 		}
 		if !a.admin() {
 			err := fail(api.CodeForbidden, "Ask an agent with the tag admin, or the coordinator's operator.", "only agents with the tag %q may do this", api.TagAdmin)
-			return nil, s.audit(r.Context(), c, "admin", r.Method+" "+r.URL.Path, "", err)
+			return nil, s.audit(r.Context(), c, "admin", r.Pattern, "", err) // the path is the caller's, and may be long
 		}
 		return next(r, c)
 	})

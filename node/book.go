@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math"
 	"net/netip"
 	"slices"
 	"strings"
@@ -239,7 +240,11 @@ func (b *book) acceptKey(name string, key identity.AgentPublic) error {
 	}
 	delete(b.mismatches, name)
 	b.pins[name] = key
-	b.peers[key] = &peer{certificate: c}
+	if p := b.peers[key]; p != nil { // known under another name: where it is, and its tunnel key, stay known
+		p.certificate = c
+	} else {
+		b.peers[key] = &peer{certificate: c}
+	}
 	return nil
 }
 
@@ -336,7 +341,7 @@ func (b *book) trust(agent identity.AgentPublic, now time.Time) string {
 		return localapi.TrustMutual
 	case theyDo && theirs.Serial > b.answered[agent]:
 		return localapi.TrustPending
-	case weDo && theirs == nil:
+	case weDo && (theirs == nil || isAfter(ours, theirs)):
 		return localapi.TrustRequested
 	case ours == nil && theirs == nil:
 		return localapi.TrustNone
@@ -344,6 +349,14 @@ func (b *book) trust(agent identity.AgentPublic, now time.Time) string {
 		return localapi.TrustRejected
 	}
 	return localapi.TrustRevoked
+}
+
+// isAfter reports whether a consent was given after another one had ended: to give it is to ask again.
+func isAfter(c, ended *identity.Consent) bool {
+	if ended.Withdrawn {
+		return c.Serial > ended.Serial
+	}
+	return time.UnixMilli(int64(min(c.Serial, math.MaxInt64))).After(ended.Expiry)
 }
 
 // sign makes a consent of this agent and takes it in at once; the coordinator gets it from the outbox.

@@ -134,6 +134,15 @@ func TestTrustStates(t *testing.T) {
 	expect(localapi.TrustMutual)
 	w.now = w.now.Add(time.Minute)
 	expect(localapi.TrustRevoked)
+	w.now = w.now.Add(time.Second)
+	do(localapi.ActionRequest) // to ask again is more news than what ended before
+	expect(localapi.TrustRequested)
+	serial = uint64(w.now.UnixMilli()) + 1
+	receive(identity.Consent{Withdrawn: true, Reason: rejection})
+	expect(localapi.TrustRejected)
+	w.now = w.now.Add(time.Second)
+	do(localapi.ActionRequest)
+	expect(localapi.TrustRequested)
 }
 
 func second[A any](_ A, err error) error { return err }

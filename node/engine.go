@@ -10,6 +10,8 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"slices"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -30,13 +32,16 @@ type engine struct {
 	overlay  *overlay.Overlay
 	names    *magicdns.Server
 	dns      platform.DNS // nil: this host's resolver could not be told
-	dnsUDP   net.PacketConn
-	dnsTCP   net.Listener
-	page     net.Listener
-	zone     string
-	prefix   netip.Prefix
-	service  netip.Addr
-	log      *slog.Logger
+	// before are the resolvers that the host had before, nil: not known. They are remembered here because dns may be waiting
+	// for programs of the host's when they are needed.
+	before  atomic.Pointer[[]netip.AddrPort]
+	dnsUDP  net.PacketConn
+	dnsTCP  net.Listener
+	page    net.Listener
+	zone    string
+	prefix  netip.Prefix
+	service netip.Addr
+	log     *slog.Logger
 }
 
 type engineOptions struct {
@@ -83,7 +88,18 @@ func openEngine(o engineOptions) (opened *engine, warnings []string, err error) 
 		warnings = append(warnings, fmt.Sprintf("names do not resolve on this host by themselves (%v); ask %s", err, e.service))
 		e.dns, err = nil, nil
 	}
+	e.rememberUpstreams()
 	return e, warnings, nil
+}
+
+// rememberUpstreams asks for the resolvers that the host had before, and reports whether they are others now.
+func (e *engine) rememberUpstreams() (changed bool) {
+	if e.dns == nil {
+		return false
+	}
+	upstreams := e.dns.Upstreams()
+	former := e.before.Swap(&upstreams)
+	return former == nil || !slices.Equal(*former, upstreams)
 }
 
 // openStack makes the userspace host behind the service address, with its DNS and HTTP ports.
@@ -112,8 +128,8 @@ func (e *engine) set(p plan) error {
 	for _, h := range p.self {
 		state.Own = append(state.Own, h.Addr)
 	}
-	if e.dns != nil {
-		state.Upstreams = e.dns.Upstreams()
+	if upstreams := e.before.Load(); upstreams != nil {
+		state.Upstreams = *upstreams
 	}
 	e.names.Set(state)
 	return nil
@@ -124,6 +140,7 @@ func (e *engine) announce() error {
 	if e.dns == nil {
 		return nil
 	}
+	defer e.rememberUpstreams() // now without this node itself
 	return e.dns.Set(platform.DNSConfig{
 		Interface: e.device.Name(), Server: e.service, Zone: e.zone, Search: []string{e.zone}, Reverse: magicdns.ReverseZones(e.prefix),
 	})
@@ -177,8 +194,11 @@ func (e *engine) watchDNS(ctx context.Context, changed func()) error {
 			e.log.Warn("the host's DNS settings can't be kept", "error", err)
 		}
 		failing = err != nil
+		others := e.rememberUpstreams()
 		if again {
-			e.log.Info("somebody changed the host's DNS settings; they are set again", "upstreams", e.dns.Upstreams())
+			e.log.Info("somebody changed the host's DNS settings; they are set again", "upstreams", *e.before.Load())
+		}
+		if again || others {
 			changed()
 		}
 	}

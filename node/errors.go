@@ -20,7 +20,7 @@ func errUsage(message, hint string) error {
 }
 
 func errNotUp() error {
-	return &localapi.Error{Code: localapi.CodeNotUp, Message: "this host is in no network yet", Hint: "run: pilot up"}
+	return &localapi.Error{Code: localapi.CodeNotUp, Message: "no network is up on this host", Hint: "run: pilot up"}
 }
 
 // fromCoordinator maps the coordinator's codes to those of the local API; the others become COORDINATOR.

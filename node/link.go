@@ -6,9 +6,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
+	"golang.org/x/time/rate"
 
 	"github.com/pilot-protocol/pilot/coordinator/api"
 	"github.com/pilot-protocol/pilot/identity"
@@ -22,6 +24,8 @@ const (
 	lastRetry  = 30 * time.Second
 	// renewRetry is the pause after a renewal that failed.
 	renewRetry = time.Minute
+	// lookAgain bounds how long nothing is looked at: timers stand still while a host sleeps, and its clock may be set.
+	lookAgain = 5 * time.Minute
 	// askLimit bounds one question to the coordinator.
 	askLimit = 10 * time.Second
 )
@@ -190,27 +194,37 @@ func (n *Node) publishOnce(ctx context.Context, m *membership) error {
 	tunnel := m.tunnels[0].statement
 	outbox := append([]identity.Consent(nil), m.book.outbox...)
 	n.mu.Unlock()
-	if err := m.client.Load().PutRecord(ctx, api.RecordRequest{Tunnel: tunnel.Raw(), Record: record.Raw()}); err != nil && !api.HasCode(err, api.CodeConflict) {
-		return err
+	failed := m.client.Load().PutRecord(ctx, api.RecordRequest{Tunnel: tunnel.Raw(), Record: record.Raw()})
+	if api.HasCode(failed, api.CodeConflict) {
+		failed = nil // the coordinator has newer ones
 	}
+	// What is wrong with one must not keep the others back: a withdrawal may be among them.
 	for _, c := range outbox {
-		if err := n.deliver(ctx, m, c); err != nil {
-			return err
+		if api.HasCode(failed, api.CodeUnavailable) {
+			break
+		}
+		if err := n.deliver(ctx, m, c); err != nil && !api.HasCode(err, api.CodeNotFound) {
+			failed = err
 		}
 	}
-	return nil
+	return failed
 }
 
-// deliver gives the coordinator one consent and takes it out of the outbox. One that the coordinator has a newer one for
-// is done with, too.
+// deliver gives the coordinator one consent and takes it out of the outbox: also one that will never be taken, since the
+// coordinator has a newer one, or the agent that it is for is no member any more. The latter is an error all the same.
 func (n *Node) deliver(ctx context.Context, m *membership, c identity.Consent) error {
-	if err := m.client.Load().PutConsent(ctx, c.Raw()); err != nil && !api.HasCode(err, api.CodeConflict) && !api.HasCode(err, api.CodeBadRequest) {
+	err := m.client.Load().PutConsent(ctx, c.Raw())
+	gone := api.HasCode(err, api.CodeNotFound)
+	if err != nil && !gone && !api.HasCode(err, api.CodeConflict) && !api.HasCode(err, api.CodeBadRequest) {
 		return err
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	m.book.delivered(c)
-	return n.saveLocked()
+	if saved := n.saveLocked(); saved != nil || !gone {
+		return saved
+	}
+	return err
 }
 
 // keepFresh renews the certificate and the tunnel key at two thirds of their lives, and ends consents when they expire.
@@ -247,7 +261,7 @@ func (n *Node) refresh(ctx context.Context, m *membership) (time.Duration, error
 	if err != nil {
 		return renewRetry, err
 	}
-	if !now.Before(renewAt(tunnel.NotBefore, tunnel.NotAfter)) {
+	if !usable(tunnel, now) || !now.Before(renewAt(tunnel.NotBefore, tunnel.NotAfter)) {
 		if err := n.change(func(m *membership) error {
 			err := n.rotate(m)
 			tunnel = m.tunnels[0].statement
@@ -272,7 +286,7 @@ func (n *Node) refresh(ctx context.Context, m *membership) (time.Duration, error
 	if !expiry.IsZero() && expiry.Before(next) {
 		next = expiry
 	}
-	return max(next.Sub(now), time.Second), nil
+	return min(max(next.Sub(now), time.Second), lookAgain), nil
 }
 
 func (n *Node) renewCertificate(ctx context.Context, m *membership) (identity.Certificate, error) {
@@ -291,8 +305,8 @@ func (n *Node) renewCertificate(ctx context.Context, m *membership) (identity.Ce
 	}
 	return c, n.change(func(m *membership) error {
 		m.book.certificate = c
-		if len(answer.Coordinators) > 0 {
-			n.saved.Coordinators = answer.Coordinators
+		if list := coordinatorsOf(answer); len(list) > 0 {
+			n.saved.Coordinators = list
 		}
 		n.log.Info("the certificate was renewed", "until", c.NotAfter)
 		return nil
@@ -301,6 +315,7 @@ func (n *Node) renewCertificate(ctx context.Context, m *membership) (identity.Ce
 
 // listen acts on what the data path reports.
 func (n *Node) listen(ctx context.Context, m *membership) error {
+	told := newEventLog(n.log)
 	for {
 		select {
 		case <-ctx.Done():
@@ -315,16 +330,43 @@ func (n *Node) listen(ctx context.Context, m *membership) error {
 				} else {
 					n.askAbout(ctx, m, e.Agent.String())
 				}
-			case overlay.SessionUp:
-				n.log.Info("session up", "agent", e.Agent, "path", e.Path)
-			case overlay.SessionDown:
-				n.log.Info("session down", "agent", e.Agent, "reason", e.Reason)
-			case overlay.PathChanged:
-				n.log.Info("path changed", "agent", e.Agent, "path", e.Path)
-			case overlay.HandshakeFailed:
-				n.log.Info("handshake failed", "agent", e.Agent, "reason", e.Reason)
+			default:
+				told.tell(event)
 			}
 		}
+	}
+}
+
+// eventLog tells what happens to sessions. A peer, or whoever is on the path to one, can make it happen with each datagram,
+// so only some of it is told.
+type eventLog struct {
+	log     *slog.Logger
+	limiter *rate.Limiter
+	missed  int
+}
+
+func newEventLog(log *slog.Logger) *eventLog {
+	return &eventLog{log: log, limiter: rate.NewLimiter(1, 60)}
+}
+
+func (l *eventLog) tell(event overlay.Event) {
+	if !l.limiter.Allow() {
+		l.missed++
+		return
+	}
+	if l.missed > 0 {
+		l.log.Info("events of sessions that were too many to tell", "count", l.missed)
+		l.missed = 0
+	}
+	switch e := event.(type) {
+	case overlay.SessionUp:
+		l.log.Info("session up", "agent", e.Agent, "path", e.Path)
+	case overlay.SessionDown:
+		l.log.Info("session down", "agent", e.Agent, "reason", e.Reason)
+	case overlay.PathChanged:
+		l.log.Info("path changed", "agent", e.Agent, "path", e.Path)
+	case overlay.HandshakeFailed:
+		l.log.Info("handshake failed", "agent", e.Agent, "reason", e.Reason)
 	}
 }
 

@@ -75,7 +75,7 @@ func (n *Node) prepare() (*membership, error) {
 	if m.tunnels, err = n.folder.tunnelKeys(n.saved.Authority, n.key.Public()); err != nil {
 		return nil, err
 	}
-	if len(m.tunnels) == 0 || !usable(m.tunnels[0].statement, n.now()) {
+	if len(m.tunnels) == 0 || !usable(m.tunnels[0].statement, n.now()) || n.folder.writtenAfter(n.now()) {
 		if err := n.rotate(m); err != nil {
 			return nil, err
 		}

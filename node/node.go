@@ -151,15 +151,13 @@ func (n *Node) checkSaved() error {
 	return err
 }
 
-// Cleanup undoes what a daemon that was killed left behind on this host. With a daemon running it does nothing.
+// Cleanup undoes what a daemon that was killed left behind on this host. With a daemon running it does nothing but
+// return [platform.ErrLocked].
 func Cleanup(stateDir string) error {
 	if _, err := os.Stat(stateDir); err != nil {
 		return nil // there has never been one
 	}
 	unlock, err := platform.LockFile(filepath.Join(stateDir, lockFile))
-	if errors.Is(err, platform.ErrLocked) {
-		return nil
-	}
 	if err != nil {
 		return explain(err)
 	}

@@ -126,6 +126,16 @@ func (f folder) write(name string, v any) error {
 	return nil
 }
 
+// writtenAfter reports whether node.json was written later than now: the clock was set back since. Peers remember the time
+// of the last handshake under each tunnel key, and would take those of an earlier time for replays.
+func (f folder) writtenAfter(now time.Time) bool {
+	info, err := os.Stat(filepath.Join(f.dir, nodeFile))
+	return err == nil && info.ModTime().After(now.Add(clockStep))
+}
+
+// clockStep is by how much a clock may go back without notice: small corrections, and file systems that round times up.
+const clockStep = 2 * time.Second
+
 // agentKey returns the identity, making it the first time.
 func (f folder) agentKey(random func() (identity.AgentKey, error)) (identity.AgentKey, error) {
 	var saved savedAgent

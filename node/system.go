@@ -59,7 +59,11 @@ type host struct {
 
 func (h host) Configure(i platform.Interface) error { return platform.ConfigureInterface(i) }
 func (h host) OpenUnderlay() (Underlay, error) {
-	return underlay.New(underlay.Options{Port: port, Log: h.log})
+	u, err := underlay.New(underlay.Options{Port: port, Log: h.log})
+	if err != nil {
+		return nil, err // and not a nil *underlay.Underlay in an interface
+	}
+	return u, nil
 }
 func (h host) RestoreDNS() error { return platform.RestoreDNS(h.stateDir, h.log) }
 

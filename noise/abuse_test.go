@@ -504,3 +504,24 @@ func TestAbuse24CookiesDoNotDrawMessages(t *testing.T) {
 		t.Fatalf("%d cookies drew %d messages", 10, retries)
 	}
 }
+
+// A peer may sign as many tunnel keys as it likes, for as long as it likes: what is remembered of one is bounded, and the
+// latest messages still can't be replayed.
+func TestTimestampsOfOnePeerAreBounded(t *testing.T) {
+	d := newDuo(t, bothSuites)
+	var last Initiation
+	for i := range 3 * maxStampsOfPeer {
+		d.a.rotate()
+		check(t, d.ma.SetLocals([]Local{d.a.Local}))
+		now := epoch.Add(time.Duration(i) * time.Second)
+		last = d.initiate(now)
+		r, err := deliver(d.mb, now, addrA, last.Datagrams)
+		check(t, err)
+		d.mb.Release(r.Session.LocalIndex())
+	}
+	if n := len(d.mb.stamps); n != maxStampsOfPeer {
+		t.Errorf("%d timestamps", n)
+	}
+	r, err := deliver(d.mb, epoch.Add(time.Hour), addrA, last.Datagrams)
+	wantSilence(t, r, err, ErrReplay)
+}

@@ -114,7 +114,12 @@ type stampKey struct {
 type stamp struct {
 	value  uint64
 	expiry time.Time
+	agent  identity.AgentPublic // whose tunnel key it is
 }
+
+// maxStampsOfPeer is of how many tunnel keys of one agent, for one local agent, the timestamps are remembered. An agent has
+// a new one each day, or when its clock was wrong.
+const maxStampsOfPeer = 16
 
 // givenCookie is a cookie that a responder gave us.
 type givenCookie struct {

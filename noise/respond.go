@@ -81,7 +81,7 @@ func (m *Machine) respond(now time.Time, whole *partial) (Result, error) {
 	if err := setPSK(c.state, shared, c.kemKey, text); err != nil {
 		return Result{}, err
 	}
-	index, err := m.claim(c.who, stamp{c.timestamp, c.peer.statement.NotAfter.Add(ClockSkew)})
+	index, err := m.claim(c.who, stamp{c.timestamp, c.peer.statement.NotAfter.Add(ClockSkew), c.peer.statement.Agent})
 	if err != nil {
 		return Result{}, err
 	}
@@ -164,6 +164,26 @@ func (m *Machine) claim(who stampKey, s stamp) (uint32, error) {
 	if known && last.expiry.After(s.expiry) {
 		s.expiry = last.expiry
 	}
+	if !known {
+		m.makeStampRoomLocked(who.local, s.agent)
+	}
 	m.stamps[who] = s
 	return index, nil
+}
+
+// makeStampRoomLocked forgets the tunnel key of an agent that was silent for longest, if there are too many of them.
+func (m *Machine) makeStampRoomLocked(local, agent identity.AgentPublic) {
+	var oldest stampKey
+	count := 0
+	for k, s := range m.stamps {
+		if k.local != local || s.agent != agent {
+			continue
+		}
+		if count++; count == 1 || s.value < m.stamps[oldest].value {
+			oldest = k
+		}
+	}
+	if count >= maxStampsOfPeer {
+		delete(m.stamps, oldest)
+	}
 }

@@ -19,6 +19,9 @@ const (
 	probeAfter = time.Second
 	// silentAfter: when still nothing came, the peer is called anew at all its addresses. The session goes on meanwhile.
 	silentAfter = 4 * time.Second
+	// silentOfflineAfter is the same for a peer that is said to be offline; it is called once. Together with offlineTry
+	// it must not be below silentAfter, which is what a session has at least before it ends.
+	silentOfflineAfter = 2 * time.Second
 	// keepaliveAfter: when packets came and nothing was sent for so long, the peer gets an empty record, so that it does
 	// not have to ask.
 	keepaliveAfter = 10 * time.Second
@@ -163,8 +166,9 @@ func (o *Overlay) silenceLocked(l *link, now moment) {
 		return
 	}
 	silent := now.at - since
-	if silent >= silentAfter && !l.attempt.active {
-		o.beginLocked(l, now)
+	offline := o.offlineLocked(l)
+	if !l.attempt.active && (silent >= silentAfter || offline && silent >= silentOfflineAfter) {
+		o.callLocked(l, offline, now)
 	}
 	if silent >= probeAfter && now.at-l.probe.at >= lookEvery {
 		o.probeLocked(l, s, now)
@@ -213,13 +217,9 @@ func (o *Overlay) serveQueueLocked(l *link, now moment) {
 	if l.pending != nil && now.at-l.pending.at < pendingPatience {
 		return // the peer's first record is on its way
 	}
-	peer := o.snap.Load().peers[l.remote]
-	offline := peer == nil || peer.Offline
+	offline := o.offlineLocked(l)
 	if !l.attempt.active && now.at >= l.attempt.next {
-		o.beginLocked(l, now)
-		if offline && l.attempt.active {
-			l.attempt.single, l.attempt.next = true, now.at+offlineTry
-		}
+		o.callLocked(l, offline, now)
 	}
 	switch {
 	case now.at < l.failed, offline, !l.attempt.active:
@@ -227,6 +227,20 @@ func (o *Overlay) serveQueueLocked(l *link, now moment) {
 	case l.attempt.tries >= 3 && now.at-l.attempt.started >= unreachableAfter:
 		l.failed = now.at + failedFor
 		o.answerQueueLocked(l, packet.AddressUnreachable, DropUnreachable, now)
+	}
+}
+
+// offlineLocked reports whether the peer is said not to be there.
+func (o *Overlay) offlineLocked(l *link) bool {
+	peer := o.snap.Load().peers[l.remote]
+	return peer == nil || peer.Offline
+}
+
+// callLocked begins an attempt to make a session, with a single try for a peer that is said to be offline.
+func (o *Overlay) callLocked(l *link, offline bool, now moment) {
+	o.beginLocked(l, now)
+	if offline && l.attempt.active {
+		l.attempt.single, l.attempt.next = true, now.at+offlineTry
 	}
 }
 

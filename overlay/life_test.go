@@ -13,6 +13,7 @@ import (
 
 	"github.com/pilot-protocol/pilot/identity"
 	"github.com/pilot-protocol/pilot/noise"
+	"github.com/pilot-protocol/pilot/overlay/packet"
 	"github.com/pilot-protocol/pilot/policy"
 	"github.com/pilot-protocol/pilot/underlay"
 )
@@ -444,6 +445,31 @@ func TestDeadPeerIsNoticed(t *testing.T) {
 		got := arrivals(b, func() { stream(a, b, 10, 100*time.Millisecond) })
 		if len(got) < 10 { // one that waited may come too
 			t.Errorf("%d of 10 afterwards", len(got))
+		}
+	})
+}
+
+// Where the coordinator says, too, that the peer is gone, programs wait less for their error.
+func TestDeadPeerThatIsSaidToBeOfflineIsNoticedSooner(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		a, b := w.node(addrA), w.node(addrB)
+		trust(a, b)
+		stream(a, b, 2, 100*time.Millisecond)
+		w.setWeather(func(_, _ netip.AddrPort, _ []byte) []time.Duration { return nil })
+		a.state.Peers[0].Offline = true
+		a.set()
+		start := time.Now()
+		p := tcpPacket(a.addr, b.addr, 1000, 80, packet.SYN)
+		a.dev.Inject(p)
+		e, ok := nextEvent[SessionDown](a, 12*time.Second)
+		if took := time.Since(start); !ok || e.Reason != ReasonSilent || took > 5500*time.Millisecond {
+			t.Fatalf("event %+v %v after %v", e, ok, took)
+		}
+		start = time.Now()
+		a.dev.Inject(p)
+		a.wantError(time.Second, packet.AddressUnreachable, p)
+		if took := time.Since(start); took != 0 {
+			t.Errorf("the error took %v", took)
 		}
 	})
 }

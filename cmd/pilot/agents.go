@@ -36,7 +36,7 @@ const trustStates = `states of trust:
   pending     they consented and wait for your decision: pilot trust pending
   mutual      both consented: you can talk
   rejected    you or they said no
-  revoked     one of the two consents was taken back`
+  revoked     one of the two consents was taken back or has ended`
 
 func (p *program) agents(c *cli.Context) error {
 	if err := positional(c, 0, 0); err != nil {

@@ -211,6 +211,8 @@ func coordinatorError(err error) error {
 		return nil
 	case errors.Is(err, syscall.EADDRINUSE):
 		code, hint = localapi.CodePortTaken, "give another address by --listen HOST:PORT; or it runs already"
+	case errors.Is(err, syscall.EADDRNOTAVAIL):
+		code, hint = localapi.CodeUsage, "--listen takes an address of this host, or a port alone; one that agents dial goes to --advertise"
 	case errors.Is(err, coordinator.ErrStateDamaged), errors.Is(err, coordinator.ErrRegistryLost),
 		errors.Is(err, ca.ErrDamaged), errors.Is(err, ca.ErrMissing):
 		code, hint = localapi.CodeStateDamaged, "restore it from a backup; it is left as it is"
@@ -238,15 +240,21 @@ func adminInvite(random io.Reader, r coordinatorResult, now time.Time) (identity
 // advertised are the addresses by which agents reach a coordinator: those that were given, or the one that it listens
 // on, or the host's, IPv4 first.
 func advertised(listen string, given []string, own func(exclude string) ([]netip.Addr, error)) ([]string, error) {
+	if err := checkListen("--listen", listen); err != nil {
+		return nil, err
+	}
 	host, port, err := net.SplitHostPort(listen)
 	switch {
 	case err != nil:
-		e := usage("--listen: %v", err)
-		e.Hint = "write it like :7745, 192.0.2.10:7745 or [2001:db8::1]:7745"
-		return nil, e
+		return nil, err
 	case len(given) > maxAdvertised:
 		return nil, usage("--advertise: %d addresses; at most %d fit into an invite", len(given), maxAdvertised)
 	case len(given) > 0:
+		for _, a := range given {
+			if err := checkHostPort("--advertise", a); err != nil {
+				return nil, err
+			}
+		}
 		return given, nil
 	case port == "0":
 		e := usage("--listen: port 0 can't be told to agents")
@@ -272,6 +280,34 @@ func advertised(listen string, given []string, own func(exclude string) ([]netip
 	}
 	return list, nil
 }
+
+// checkHostPort refuses what can't be dialled: a host and a port are needed.
+func checkHostPort(flag, s string) error {
+	host, port, err := net.SplitHostPort(s)
+	n, numberErr := strconv.ParseUint(port, 10, 16)
+	if err == nil && host != "" && numberErr == nil && n != 0 {
+		return nil
+	}
+	e := usage("%s: %q is not a host and a port", flag, s)
+	e.Hint = "write it like coord.example.com:7745, 192.0.2.10:7745 or [2001:db8::1]:7745"
+	return e
+}
+
+// checkListen refuses what can't be listened on. The host may be left out, and port 0 is any that is free.
+func checkListen(flag, s string) error {
+	_, port, err := net.SplitHostPort(s)
+	if err == nil {
+		_, err = strconv.ParseUint(port, 10, 16)
+	}
+	if err == nil {
+		return nil
+	}
+	e := usage("%s: %q is not an address to listen on", flag, s)
+	e.Hint = listenHint
+	return e
+}
+
+const listenHint = "write it like :7745, 192.0.2.10:7745 or [2001:db8::1]:7745"
 
 // reachable is an address by which this host itself reaches a listener.
 func reachable(a net.Addr) string {

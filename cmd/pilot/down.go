@@ -17,8 +17,10 @@ import (
 	"github.com/pilot-protocol/pilot/node/localapi"
 )
 
-// downLimit is how long a daemon may take to end.
-const downLimit = 10 * time.Second
+const (
+	downLimit = 10 * time.Second // how long a daemon may take to end
+	lockLimit = 3 * time.Second  // how long the folder of one that doesn't answer may stay locked
+)
 
 func (p *program) downCommand() *cli.Command {
 	return &cli.Command{
@@ -61,7 +63,7 @@ func (p *program) down(c *cli.Context) error {
 		return err
 	}
 	if !ran || exists(socket) { // one that ended by itself has cleaned up
-		if err := p.sys.Cleanup(dir); err != nil {
+		if err := p.cleanUp(c.Context, dir); err != nil {
 			return fmt.Errorf("undo what the daemon left behind: %w", err)
 		}
 	}
@@ -72,6 +74,26 @@ func (p *program) down(c *cli.Context) error {
 			fmt.Fprintln(w, "not running")
 		}
 	})
+}
+
+// cleanUp undoes what a daemon left behind. One that was killed just now may hold the state folder until the kernel is
+// done with it.
+func (p *program) cleanUp(ctx context.Context, dir string) error {
+	ctx, cancel := context.WithTimeout(ctx, lockLimit)
+	defer cancel()
+	tick := time.NewTicker(pollInterval)
+	defer tick.Stop()
+	for {
+		err := p.sys.Cleanup(dir)
+		if codeOf(err) != localapi.CodeStateLocked {
+			return err
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return err
+		}
+	}
 }
 
 // awaitEnd waits until the process is gone. With pid 0 there is none to wait for.

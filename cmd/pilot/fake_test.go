@@ -102,7 +102,7 @@ func (d *fakeDaemon) Status(context.Context) (localapi.Status, error) {
 		Self: &localapi.Self{
 			Name: "planner", FQDN: d.text("planner.pilot.internal"), Address: addr("a"), Key: identity.AgentPublic{1}, Tags: []string{d.text("admin")},
 			CertificateExpires: now.Add(23*time.Hour + time.Minute), Interface: "pilot0", Port: 7745, DNS: d.text("resolved"),
-			Endpoints: []netip.AddrPort{netip.MustParseAddrPort("192.0.2.10:7745")},
+			Endpoints: []netip.AddrPort{netip.MustParseAddrPort("[2001:db8::10]:7745"), netip.MustParseAddrPort("192.0.2.10:7745")},
 		},
 		Coordinator: &localapi.CoordinatorState{
 			Addresses: []string{d.text("192.0.2.10:7745")}, Since: now.Add(-3*time.Minute - time.Second), Error: d.text("connection refused"), NextTry: now.Add(time.Hour + time.Minute),

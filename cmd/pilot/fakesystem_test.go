@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"time"
 )
 
 // fakeSystem is a host in memory.
@@ -23,14 +24,24 @@ type fakeSystem struct {
 	node    func(dir string) (runner, error)
 	cleaned []string
 	clean   error
+
+	locked     error // what Cleanup returns until unlockedAt
+	unlockedAt time.Time
 }
 
 func (s *fakeSystem) DefaultStateDir() string                 { return s.dir }
 func (s *fakeSystem) SocketPath(dir string) string            { return filepath.Join(dir, "pilot.sock") }
 func (s *fakeSystem) Service() service                        { return &s.service }
 func (s *fakeSystem) Alive(int) bool                          { return s.alive }
-func (s *fakeSystem) Cleanup(dir string) error                { s.cleaned = append(s.cleaned, dir); return s.clean }
 func (s *fakeSystem) Start(a []string, l string) (int, error) { return s.start(a, l) }
+
+func (s *fakeSystem) Cleanup(dir string) error {
+	s.cleaned = append(s.cleaned, dir)
+	if s.locked != nil && time.Now().Before(s.unlockedAt) {
+		return s.locked
+	}
+	return s.clean
+}
 
 func (s *fakeSystem) NewNode(dir string, _ *slog.Logger) (runner, error) { return s.node(dir) }
 

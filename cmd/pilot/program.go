@@ -32,7 +32,7 @@ func (p *program) run(ctx context.Context, args []string) int {
 	app := p.app()
 	if n := len(args); n > 0 && args[n-1] == completeFlag {
 		p.last = args[max(0, n-2)]
-		if err := app.RunContext(ctx, args); err != nil {
+		if err := app.RunContext(ctx, toComplete(args)); err != nil {
 			return localapi.ExitFailure // a shell that completes shows no errors
 		}
 		return localapi.ExitOK
@@ -46,6 +46,21 @@ func (p *program) run(ctx context.Context, args []string) int {
 		}
 	}
 	return p.report(ctx, err, inv.json)
+}
+
+// toComplete is a command line that a shell completes, as the library takes it: with a "--" anywhere in it, it would run
+// the command. As the last word that is a flag of which no letter is there yet.
+func toComplete(args []string) []string {
+	var out []string
+	for i, arg := range args {
+		switch {
+		case arg != "--":
+			out = append(out, arg)
+		case i == len(args)-2:
+			out = append(out, "-")
+		}
+	}
+	return out
 }
 
 func (p *program) app() *cli.App {

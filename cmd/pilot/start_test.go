@@ -127,6 +127,24 @@ func TestDownCleansUpAfterACrash(t *testing.T) {
 	}
 }
 
+// A process that was killed holds its lock for as long as the kernel takes to clear it away.
+func TestDownWaitsForAKilledDaemon(t *testing.T) {
+	r := newRunning(t, nil)
+	locked := &localapi.Error{Code: localapi.CodeStateLocked, Message: "locked"}
+	synctest.Test(t, func(t *testing.T) {
+		r.sys.locked, r.sys.unlockedAt = locked, time.Now().Add(lockLimit/2)
+		if err := r.cleanUp(t.Context(), "folder"); err != nil || len(r.sys.cleaned) < 2 {
+			t.Errorf("%v after %d tries", err, len(r.sys.cleaned))
+		}
+		began := time.Now()
+		r.sys.unlockedAt = began.Add(time.Hour)
+		err := r.cleanUp(t.Context(), "folder")
+		if took := time.Since(began); !errors.Is(err, locked) || took != lockLimit {
+			t.Errorf("%v after %v", err, took)
+		}
+	})
+}
+
 func TestDownSaysWhenTheDaemonHangs(t *testing.T) {
 	r := newRunning(t, nil)
 	r.sys.alive = true

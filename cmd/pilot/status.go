@@ -90,7 +90,7 @@ func field(w io.Writer, label, format string, args ...any) {
 func stateNote(state string) string {
 	switch state {
 	case localapi.StateDown:
-		return "  (no network yet: pilot up)"
+		return "  (no network is up: pilot up)"
 	case localapi.StateStarting:
 		return "  (not usable yet)"
 	}
@@ -109,7 +109,11 @@ func writeSelf(w io.Writer, self *localapi.Self, now time.Time) {
 	field(w, "member", "certificate ends %s", until(self.CertificateExpires, now))
 	field(w, "interface", "%s, UDP port %d, names by %s", self.Interface, self.Port, self.DNS)
 	if len(self.Endpoints) > 0 {
-		field(w, "endpoints", "%s", strings.Trim(fmt.Sprint(self.Endpoints), "[]"))
+		endpoints := make([]string, len(self.Endpoints))
+		for i, e := range self.Endpoints {
+			endpoints[i] = e.String()
+		}
+		field(w, "endpoints", "%s", strings.Join(endpoints, " "))
 	}
 }
 

@@ -70,6 +70,16 @@ func (p *program) up(c *cli.Context) error {
 			return &localapi.Error{Code: localapi.CodeNameInvalid, Message: err.Error(), Hint: "use a-z, 0-9 and hyphens, at most 63 characters"}
 		}
 	}
+	if name := c.String("network"); name != "" {
+		if err := identity.ValidateNetworkName(name); err != nil {
+			return &localapi.Error{Code: localapi.CodeNameInvalid, Message: "--network: " + err.Error(), Hint: "use a-z, 0-9 and hyphens, at most 63 characters"}
+		}
+	}
+	if listen := c.String("coordinator-listen"); listen != "" {
+		if err := checkListen("--coordinator-listen", listen); err != nil {
+			return err
+		}
+	}
 	request := localapi.UpRequest{
 		Name: c.String("name"), Network: c.String("network"), Invite: invite, CoordinatorListen: c.String("coordinator-listen"),
 	}

@@ -101,7 +101,7 @@ func (s *Store) connect(o Options) (err error) {
 		options = append(options, nats.InProcessServer(s.server))
 	}
 	if s.conn, err = nats.Connect(o.URL, options...); err != nil {
-		return fmt.Errorf("store: connecting to NATS: %w", err)
+		return fmt.Errorf("%w: connecting: %w", ErrUnavailable, err)
 	}
 	s.js, err = jetstream.New(s.conn)
 	return err

@@ -9,7 +9,7 @@ const (
 	CodeUsage          = "USAGE"           // the command line or the request is wrong
 	CodeInternal       = "INTERNAL"        // a defect, or the system failed
 	CodeNotRunning     = "NOT_RUNNING"     // no daemon answers
-	CodeNotUp          = "NOT_UP"          // the daemon has no network yet
+	CodeNotUp          = "NOT_UP"          // the daemon has no network that is up
 	CodeForbidden      = "FORBIDDEN"       // the caller may not
 	CodeNotFound       = "NOT_FOUND"       // no such agent, or not one that may be seen
 	CodeNotTrusted     = "NOT_TRUSTED"     // a consent is missing

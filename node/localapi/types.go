@@ -28,7 +28,7 @@ import (
 
 // States of a daemon.
 const (
-	StateDown     = "down"     // the daemon runs and has no network yet
+	StateDown     = "down"     // the daemon runs, and no network is up
 	StateStarting = "starting" // it has one and is not usable yet
 	StateUp       = "up"
 )
@@ -193,7 +193,7 @@ const (
 	TrustPending   = "pending"   // they consented, we have not yet
 	TrustMutual    = "mutual"
 	TrustRejected  = "rejected" // we or they said no to a request
-	TrustRevoked   = "revoked"  // one of the two consents was taken back
+	TrustRevoked   = "revoked"  // one of the two consents was taken back or has ended
 )
 
 // Actions of a TrustRequest.
