@@ -108,7 +108,7 @@ func TestBurstThroughABadNetwork(t *testing.T) {
 		rnd := rand.New(rand.NewPCG(seed, 1))
 		r := s.record(tun.OffloadChecksum | tun.OffloadTCP)
 		s.sa.keep = true
-		p, h := s.largeSend(40*1348+5, uint32(rnd.Uint32()))
+		p, h := s.largeSend(40*1348+5, rnd.Uint32())
 		first, payload := binary.BigEndian.Uint32(p[44:]), bytes.Clone(p[72:])
 		out := newOutbound(s.a)
 		out.begin()

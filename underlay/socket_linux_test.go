@@ -57,7 +57,7 @@ func TestBurstsArriveWhole(t *testing.T) {
 			}
 			for _, tt := range []struct{ count, size, last int }{{1, 100, 100}, {2, 1452, 1}, {45, 1452, 1452}, {MaxSegments, 144, 144}, {MaxSegments, 1000, 7}} {
 				want := burstOf(path, tt.count, tt.size, tt.last)
-				want.Class = 0xb9 // expedited forwarding, ECT(1)
+				want.Class = 0xb9 // expedited forwarding, ECN-capable
 				if err := a.SendBurst(want); err != nil {
 					t.Fatal(err)
 				}
