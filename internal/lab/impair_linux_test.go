@@ -54,7 +54,7 @@ func send(t *testing.T, seed uint64, i Impairment, frames int, gap time.Duration
 }
 
 func TestImpairmentKeepsItsRates(t *testing.T) {
-	const frames, gap = 200_000, 100 * time.Microsecond
+	const frames, gap = 50_000, 100 * time.Microsecond
 	i := Impairment{Loss: 0.05, Duplication: 0.02, Reordering: 0.03, Late: 2 * time.Millisecond, Delay: 15 * time.Millisecond}
 	out, c := send(t, 7, i, frames, gap)
 	// Five standard deviations of a binomial distribution.

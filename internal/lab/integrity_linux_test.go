@@ -91,8 +91,8 @@ func TestIntegrityOfBulkTransfers(t *testing.T) {
 	for _, link := range links {
 		t.Run(fmt.Sprintf("loss=%v", link.loss), func(t *testing.T) {
 			size := total / parts * link.part
-			// Far more than it takes; the slowest link that ends in time carries 200 kB/s.
-			ctx := deadline(t, 2*time.Minute+time.Duration(size/200_000)*time.Second)
+			// Far more than it takes: at 20 Mb/s, and then some.
+			ctx := deadline(t, 3*time.Minute+time.Duration(size/2_500_000)*time.Second)
 			x.bad(link.loss)
 			begin := time.Now()
 			x.bulk(ctx, t, size)
