@@ -101,7 +101,7 @@ func exchange(t *testing.T, ka, kb *kernel, addr netip.Addr, size int64) {
 }
 
 // cable joins two namespaces by a pair of virtual Ethernet interfaces.
-func cable(t *testing.T, ka, kb *kernel, addressA, addressB string) {
+func cable(t *testing.T, ka, kb *kernel, addressA, addressB string, mtu int) {
 	t.Helper()
 	var other *os.File
 	var err error
@@ -129,7 +129,7 @@ func cable(t *testing.T, ka, kb *kernel, addressA, addressB string) {
 		if err != nil {
 			return err
 		}
-		return errors.Join(h.AddrAdd(link, own), h.LinkSetUp(link))
+		return errors.Join(h.LinkSetMTU(link, mtu), h.AddrAdd(link, own), h.LinkSetUp(link))
 	}
 	ka.run(func() { err = configure(addressA) })
 	if err != nil {
@@ -141,9 +141,13 @@ func cable(t *testing.T, ka, kb *kernel, addressA, addressB string) {
 	}
 }
 
-// The whole way with real sockets: one thread for both directions, then one for each.
+// The whole way with real sockets: one thread for both directions, then one for each, then over a path on which no record
+// of a full packet fits.
 func TestKernelsTalkOverACable(t *testing.T) {
-	for _, processors := range []int{1, 64} {
+	for _, tt := range []struct {
+		processors, mtu int
+		size            int64
+	}{{1, 1500, 32 << 20}, {64, 1500, 32 << 20}, {1, 1300, 4 << 20}} {
 		w := newWorld(t)
 		var nodes [2]*node
 		var kernels [2]*kernel
@@ -157,18 +161,18 @@ func TestKernelsTalkOverACable(t *testing.T) {
 				t.Fatal(err)
 			}
 			n.o = must(New(Options{Network: w.authority.Public(), Device: k.dev, Underlay: sockets[i], Stack: n.stack, AES: true}))
-			n.o.processors = processors
-			if one := newDuplex(n.o) != nil; one != (processors == 1) {
-				t.Errorf("%d processors: one thread %v", processors, one)
+			n.o.processors = tt.processors
+			if one := newDuplex(n.o) != nil; one != (tt.processors == 1) {
+				t.Errorf("%d processors: one thread %v", tt.processors, one)
 			}
 			nodes[i], kernels[i] = n, k
 		}
-		cable(t, kernels[0], kernels[1], "192.0.2.1/24", "192.0.2.2/24")
+		cable(t, kernels[0], kernels[1], "192.0.2.1/24", "192.0.2.2/24", tt.mtu)
 		for _, n := range nodes {
 			n.run()
 		}
 		trust(nodes[0], nodes[1])
-		exchange(t, kernels[0], kernels[1], nodes[1].addr, 32<<20)
+		exchange(t, kernels[0], kernels[1], nodes[1].addr, tt.size)
 		t.Logf("a: %v, b: %v", nodes[0].o.Status().Drops, nodes[1].o.Status().Drops)
 		w.stop()
 	}
