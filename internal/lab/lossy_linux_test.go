@@ -17,33 +17,44 @@ import (
 )
 
 // BenchmarkLossyLink measures one TCP stream over a link that loses one frame in a hundred, each way, and has a round
-// trip of 30 ms: through the tunnel and plain, in turn, by Reno, which shows whether the tunnel makes several losses of
-// one, because it slows down at each; and by BBR, where the kernel has it, which shows what the machine can carry.
-// Such a stream's speed is a matter of luck: PILOT_BENCH_ROUNDS asks for more rounds than 3. It measures; it judges
-// nothing.
+// trip of 30 ms: plain, through wireguard-go and through pilot, in turn, by Reno, which shows whether a tunnel makes
+// several losses of one, because it slows down at each; and by BBR, where the kernel has it, which shows what the
+// machine can carry. Such a stream's speed is a matter of luck: PILOT_BENCH_ROUNDS asks for more rounds than 3. It
+// measures; it judges nothing.
 func BenchmarkLossyLink(b *testing.B) {
 	if testing.Short() {
 		b.Skip("the lab starts real programs in network namespaces: not in a short run")
 	}
-	x := newTunneled(b, New(b), 1)
+	l := New(b)
+	wan := l.Bridge("wan")
+	left, right := l.Host("left"), l.Host("right")
+	link := left.Connect(wan, "192.0.2.1/24")
+	right.Connect(wan, "192.0.2.2/24")
+	emulator := link.Impair(1, Impairment{}, Impairment{})
+	wireguard := (&race{Lab: l, tb: b, left: left, right: right}).wireguard(b)
+	planner := found(b, left, "planner")
 	ways := []struct {
 		name string
 		to   netip.Addr
-	}{{"plain", netip.MustParseAddr("192.0.2.11")}, {"pilot", x.addresses[1]}}
+	}{
+		{"plain", netip.MustParseAddr("192.0.2.2")},
+		{wireguard.name, netip.MustParseAddr(wireguard.address)},
+		{"pilot", joinBy(b, right, "warehouse", planner.Invite).Address},
+	}
 	i := Impairment{Loss: 0.01, Delay: 15 * time.Millisecond}
-	x.emulator.Set(i, i)
+	emulator.Set(i, i)
 	rounds, err := strconv.Atoi(os.Getenv("PILOT_BENCH_ROUNDS"))
 	if err != nil {
 		rounds = 3
 	}
-	available := strings.Fields(x.hosts[0].must("sysctl", "-n", "net.ipv4.tcp_available_congestion_control"))
+	available := strings.Fields(left.must("sysctl", "-n", "net.ipv4.tcp_available_congestion_control"))
 	controls := slices.DeleteFunc([]string{"reno", "bbr"}, func(name string) bool { return !slices.Contains(available, name) })
 	rates := map[string][]float64{}
 	for b.Loop() {
 		for range rounds {
 			for _, control := range controls {
 				for _, way := range ways {
-					rate, err := stream(x.hosts[0], x.hosts[1], netip.AddrPortFrom(way.to, 7001), control, 5*time.Second)
+					rate, err := stream(left, right, netip.AddrPortFrom(way.to, 7001), control, 4*time.Second)
 					if err != nil {
 						b.Fatalf("%s, %s: %v", control, way.name, err)
 					}
@@ -56,13 +67,15 @@ func BenchmarkLossyLink(b *testing.B) {
 	for _, control := range controls {
 		for _, way := range ways {
 			r := rates[control+"-"+way.name]
-			b.Logf("%-4s %s: median %.2f, least %.2f, most %.2f Mb/s of %d", control, way.name, median(r), slices.Min(r), slices.Max(r), len(r))
+			b.Logf("%-4s %-12s median %.2f, least %.2f, most %.2f Mb/s of %d", control, way.name, median(r), slices.Min(r), slices.Max(r), len(r))
 			b.ReportMetric(median(r), "Mb/s-"+control+"-"+way.name)
 		}
-		b.ReportMetric(median(rates[control+"-pilot"])/median(rates[control+"-plain"]), control+"-pilot/plain")
+		pilot := median(rates[control+"-pilot"])
+		b.ReportMetric(pilot/median(rates[control+"-plain"]), control+"-pilot/plain")
+		b.ReportMetric(pilot/median(rates[control+"-"+wireguard.name]), control+"-pilot/"+wireguard.name)
 	}
-	out, in := x.emulator.Counters()
-	b.Logf("frames of %s: %v; of %s: %v", x.hosts[0].Name(), out, x.hosts[1].Name(), in)
+	out, in := emulator.Counters()
+	b.Logf("frames of %s: %v; of %s: %v", left.Name(), out, right.Name(), in)
 }
 
 // stream sends over one TCP connection for a while and returns what arrived, in bits per second.
