@@ -9,11 +9,13 @@ BIN     := $(CURDIR)/.bin
 FUZZTIME ?= 10s
 FUZZJOBS ?= 2
 BENCHTIME ?= 1s
+# How much "make integrity" moves: all links and both directions together.
+BYTES ?= 10G
 ROOT    := $(shell [ "$$(id -u)" = 0 ] && echo yes)
 
 export CGO_ENABLED = 0
 
-.PHONY: build demo test unit-test lab-test programs bench lint format vet cross fuzz lab clean help
+.PHONY: build demo test unit-test lab-test programs bench integrity lint format vet cross fuzz lab clean help
 
 ## build: the binary, ./pilot (the default); its version is the tag or the commit that git knows
 build:
@@ -52,6 +54,10 @@ programs:
 ## bench: each benchmark; as root also the lab's (BENCHTIME=1x for a quick look)
 bench: $(if $(ROOT),programs build)
 	PILOT_BINARY=$(CURDIR)/pilot $(GO) test -run '^$$' -bench . -benchmem -benchtime $(BENCHTIME) -timeout 20m -p 1 $(if $(ROOT),,-short) ./...
+
+## integrity: 10 GB through the tunnel over lossy links, hashed at both ends (root; BYTES=1G for less)
+integrity: programs build
+	PILOT_BINARY=$(CURDIR)/pilot PILOT_LAB_BYTES=$(BYTES) $(GO) test -count=1 -v -timeout 2h -run '^TestIntegrityOfBulkTransfers$$' ./internal/lab
 
 ## lint: the linters of .golangci.yml, in a fixed version
 lint: $(BIN)/golangci-lint-v2.15.0
