@@ -85,12 +85,6 @@ func ParseAgentPublic(s string) (p AgentPublic, err error) {
 	return p, err
 }
 
-// ParseAuthorityPublic reads the text form of an authority's key.
-func ParseAuthorityPublic(s string) (p AuthorityPublic, err error) {
-	err = p.UnmarshalText([]byte(s))
-	return p, err
-}
-
 // ParseJoinPublic reads the text form of a join key's public half.
 func ParseJoinPublic(s string) (p JoinPublic, err error) {
 	err = p.UnmarshalText([]byte(s))

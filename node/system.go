@@ -8,9 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
-	"slices"
 	"strconv"
-	"strings"
 
 	"github.com/pilot-protocol/pilot/overlay"
 	"github.com/pilot-protocol/pilot/platform"
@@ -70,7 +68,7 @@ func (h host) RestoreDNS() error { return platform.RestoreDNS(h.stateDir, h.log)
 // OpenTUN takes the first name that is free: a host may run daemons of several networks.
 func (h host) OpenTUN() (d tun.Device, err error) {
 	for i := range maxInterfaces {
-		if d, err = tun.Open(interfaceName+strconv.Itoa(i), mtu); !errors.Is(err, tun.ErrBusy) {
+		if d, err = tun.Open(platform.InterfacePrefix+strconv.Itoa(i), mtu); !errors.Is(err, tun.ErrBusy) {
 			return d, err
 		}
 	}
@@ -82,29 +80,7 @@ func (h host) OpenDNS() (platform.DNS, error) {
 }
 
 func (h host) Addresses() ([]netip.Addr, error) {
-	addrs, err := platform.InterfaceAddresses("")
-	if err != nil {
-		return nil, err
-	}
-	interfaces, err := net.Interfaces()
-	if err != nil {
-		return nil, err
-	}
-	for _, i := range interfaces {
-		if !strings.HasPrefix(i.Name, interfaceName) {
-			continue
-		}
-		overlays, err := i.Addrs()
-		if err != nil {
-			continue // it went away in between, and its addresses with it
-		}
-		for _, o := range overlays {
-			if p, err := netip.ParsePrefix(o.String()); err == nil {
-				addrs = slices.DeleteFunc(addrs, func(a netip.Addr) bool { return a == p.Addr() })
-			}
-		}
-	}
-	return addrs, nil
+	return platform.InterfaceAddresses(platform.InterfacePrefix)
 }
 
 func (h host) WatchNetwork(ctx context.Context) (<-chan struct{}, error) {
@@ -115,8 +91,5 @@ func (h host) ListenLocal() (net.Listener, error) {
 	return platform.ListenLocal(platform.SocketPath(h.stateDir))
 }
 
-const (
-	// interfaceName begins the interfaces' wished names; a number follows. macOS chooses its own.
-	interfaceName = "pilot"
-	maxInterfaces = 16
-)
+// maxInterfaces bounds the search for a name that is free.
+const maxInterfaces = 16

@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"net/netip"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -241,33 +240,12 @@ func chosenPort(listen string, a net.Addr) string {
 
 // advertised lists host:port of a coordinator on this host as others reach it, at most eight.
 func (n *Node) advertised(network identity.AuthorityPublic, listen string) []string {
-	host, port, err := net.SplitHostPort(listen)
-	if err != nil {
-		return nil
-	}
-	if a, err := netip.ParseAddr(host); host != "" && (err != nil || !a.IsUnspecified()) {
-		return []string{listen}
-	}
 	addrs, err := n.system.Addresses()
 	if err != nil {
 		n.log.Warn("this host's addresses can't be read", "error", err)
 	}
-	addrs = slices.DeleteFunc(addrs, identity.NetworkPrefix(network).Contains) // the overlay's own is no way in
-	slices.SortStableFunc(addrs, func(a, b netip.Addr) int {                   // IPv4 first: it is the shorter one to read
-		return b2i(a.Is6()) - b2i(b.Is6())
-	})
-	var list []string
-	for _, a := range addrs[:min(len(addrs), 8)] {
-		list = append(list, net.JoinHostPort(a.String(), port))
-	}
-	return list
-}
-
-func b2i(b bool) int {
-	if b {
-		return 1
-	}
-	return 0
+	// The overlay's own address is no way in.
+	return coordinator.Advertised(listen, slices.DeleteFunc(addrs, identity.NetworkPrefix(network).Contains))
 }
 
 // loopback is how this host itself reaches a coordinator that listens on a.

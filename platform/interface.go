@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"strconv"
+	"strings"
 )
 
 // Interface is what the overlay's interface should be like.
@@ -71,3 +72,9 @@ func netshNoDAD(name string) command {
 	return command{"netsh", "interface", "ipv6", "set", "interface", "interface=" + name,
 		"dadtransmits=0", "routerdiscovery=disabled", "managedaddress=disabled", "otherstateful=disabled", "store=active"}
 }
+
+// InterfacePrefix begins the names that this program wishes for its virtual interfaces; a number follows. macOS chooses its own.
+const InterfacePrefix = "pilot"
+
+// excluded reports whether an interface's name begins with a prefix that is not empty.
+func excluded(name, prefix string) bool { return prefix != "" && strings.HasPrefix(name, prefix) }

@@ -17,6 +17,3 @@ func ConfigureInterface(i Interface) error {
 	_ = unroute.run() // fails when there is none, as is usual
 	return route.run()
 }
-
-// RemoveInterface does nothing here: a utun interface never outlives its process.
-func RemoveInterface(string) error { return nil }

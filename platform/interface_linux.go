@@ -97,27 +97,8 @@ func ipv6Disabled(name string) bool {
 	return err != nil || len(data) > 0 && data[0] != '0'
 }
 
-// RemoveInterface removes a TUN interface that a crash left behind. That there is none is fine; an interface of another
-// kind under this name is left alone, with ErrInterface.
-func RemoveInterface(name string) error {
-	link, err := netlink.LinkByName(name)
-	if _, absent := errors.AsType[netlink.LinkNotFoundError](err); absent {
-		return nil
-	}
-	if err != nil {
-		return fmt.Errorf("find interface %s: %w", name, err)
-	}
-	if link.Type() != "tuntap" && link.Type() != "tun" {
-		return fmt.Errorf("%w: %s is not a TUN interface but of type %s", ErrInterface, name, link.Type())
-	}
-	if err := netlink.LinkDel(link); err != nil && !errors.Is(err, unix.ENODEV) {
-		return fmt.Errorf("remove interface %s: %w", name, err)
-	}
-	return nil
-}
-
 // InterfaceAddresses returns the addresses of this host at which another one could reach it, in the kernel's order:
-// of interfaces that are up, without the excluded one; neither loopback, link-local nor multicast, and neither
+// of interfaces that are up, without those whose names begin with exclude (empty: none); neither loopback, link-local nor multicast, and neither
 // tentative nor about to expire.
 func InterfaceAddresses(exclude string) ([]netip.Addr, error) {
 	links, err := netlink.LinkList()
@@ -127,7 +108,7 @@ func InterfaceAddresses(exclude string) ([]netip.Addr, error) {
 	usable := make(map[int]bool)
 	for _, l := range links {
 		a := l.Attrs()
-		usable[a.Index] = a.Flags&net.FlagUp != 0 && a.Flags&net.FlagLoopback == 0 && a.Name != exclude
+		usable[a.Index] = a.Flags&net.FlagUp != 0 && a.Flags&net.FlagLoopback == 0 && !excluded(a.Name, exclude)
 	}
 	addrs, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
 	if err != nil {

@@ -16,7 +16,7 @@ import (
 )
 
 // InterfaceAddresses returns the addresses of this host at which another one could reach it: of interfaces that are up,
-// without the excluded one; neither loopback, link-local nor multicast.
+// without those whose names begin with exclude (empty: none); neither loopback, link-local nor multicast.
 func InterfaceAddresses(exclude string) ([]netip.Addr, error) {
 	interfaces, err := net.Interfaces()
 	if err != nil {
@@ -24,7 +24,7 @@ func InterfaceAddresses(exclude string) ([]netip.Addr, error) {
 	}
 	var out []netip.Addr
 	for _, i := range interfaces {
-		if i.Name == exclude || i.Flags&net.FlagUp == 0 || i.Flags&net.FlagLoopback != 0 {
+		if excluded(i.Name, exclude) || i.Flags&net.FlagUp == 0 || i.Flags&net.FlagLoopback != 0 {
 			continue
 		}
 		addrs, err := i.Addrs()

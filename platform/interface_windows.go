@@ -25,6 +25,3 @@ func ConfigureInterface(i Interface) error {
 	}
 	return nil
 }
-
-// RemoveInterface does nothing here: a Wintun adapter never outlives its process.
-func RemoveInterface(string) error { return nil }

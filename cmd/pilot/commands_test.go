@@ -5,6 +5,7 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"os"
 	"os/exec"
 	"reflect"
 	"slices"
@@ -121,13 +122,23 @@ func TestEveryCommandIsDocumented(t *testing.T) {
 	}
 }
 
+// findShell leaves a test out where the shell is not installed. CI installs all: there it fails.
+func findShell(t *testing.T, name string) string {
+	t.Helper()
+	path, err := exec.LookPath(name)
+	if err != nil && os.Getenv("CI") == "true" {
+		t.Fatal(err)
+	}
+	if err != nil {
+		t.Skip(err)
+	}
+	return path
+}
+
 func TestCompletionScriptsAreValid(t *testing.T) {
 	for shell, script := range map[string]string{"bash": bashCompletion, "zsh": zshCompletion, "fish": fishCompletion} {
 		t.Run(shell, func(t *testing.T) {
-			path, err := exec.LookPath(shell)
-			if err != nil {
-				t.Skip(err)
-			}
+			path := findShell(t, shell)
 			cmd := exec.Command(path, "-n")
 			cmd.Stdin = strings.NewReader(script)
 			if out, err := cmd.CombinedOutput(); err != nil {
@@ -139,10 +150,7 @@ func TestCompletionScriptsAreValid(t *testing.T) {
 
 // The script must not run what stands on the line, nor what pilot answers.
 func TestBashCompletes(t *testing.T) {
-	bash, err := exec.LookPath("bash")
-	if err != nil {
-		t.Skip(err)
-	}
+	bash := findShell(t, "bash")
 	const typed = `
 pilot() { printf '%s\n' "$*" >&3; printf '%s\n' approve 'auditor$(touch hacked)' warehouse; }
 COMP_WORDS=(pilot trust '$(touch hacked)' a); COMP_CWORD=3

@@ -14,7 +14,6 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
-	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -33,7 +32,6 @@ import (
 
 const (
 	firstInviteLife = 24 * time.Hour
-	maxAdvertised   = 8 // addresses in an invite
 	authorityFile   = "authority.key"
 )
 
@@ -243,12 +241,12 @@ func advertised(listen string, given []string, own func(exclude string) ([]netip
 	if err := checkListen("--listen", listen); err != nil {
 		return nil, err
 	}
-	host, port, err := net.SplitHostPort(listen)
+	_, port, err := net.SplitHostPort(listen)
 	switch {
 	case err != nil:
 		return nil, err
-	case len(given) > maxAdvertised:
-		return nil, usage("--advertise: %d addresses; at most %d fit into an invite", len(given), maxAdvertised)
+	case len(given) > coordinator.MaxAdvertised:
+		return nil, usage("--advertise: %d addresses; at most %d fit into an invite", len(given), coordinator.MaxAdvertised)
 	case len(given) > 0:
 		for _, a := range given {
 			if err := checkHostPort("--advertise", a); err != nil {
@@ -261,18 +259,11 @@ func advertised(listen string, given []string, own func(exclude string) ([]netip
 		e.Hint = "choose a port, or tell agents another address by --advertise HOST:PORT"
 		return nil, e
 	}
-	if a, err := netip.ParseAddr(host); host != "" && (err != nil || !a.IsUnspecified()) {
-		return []string{listen}, nil
-	}
-	addrs, err := own("")
+	addrs, err := own(platform.InterfacePrefix)
 	if err != nil {
 		return nil, fmt.Errorf("find this host's addresses: %w", err)
 	}
-	slices.SortStableFunc(addrs, func(a, b netip.Addr) int { return a.BitLen() - b.BitLen() })
-	var list []string
-	for _, a := range addrs[:min(len(addrs), maxAdvertised)] {
-		list = append(list, net.JoinHostPort(a.WithZone("").String(), port))
-	}
+	list := coordinator.Advertised(listen, addrs)
 	if len(list) == 0 {
 		e := usage("this host has no address by which agents could reach it")
 		e.Hint = "give one by --advertise HOST:PORT"

@@ -73,9 +73,6 @@ func headOf(p []byte, info *packet.Info) (int, bool) {
 // Longest returns the length of the longest segment, in bytes.
 func (c *Cutter) Longest() int { return c.head + min(c.size, len(c.p)-c.head) }
 
-// Info returns what Parse would say of each segment, but for the TCP flags, which are those of the burst.
-func (c *Cutter) Info() *packet.Info { return &c.info }
-
 // Next returns the next segment: a packet without its checksum, nil after the last. It is the caller's until the next call.
 func (c *Cutter) Next() []byte {
 	left := len(c.p) - c.head - c.at
