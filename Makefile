@@ -84,6 +84,8 @@ cross:
 		GOOS=$${system%/*} GOARCH=$${system#*/} $(GO) vet ./...; \
 	done
 
+# Where the time ends while an input is being tried or made smaller, go test calls that "context deadline exceeded" and
+# fails (go.dev/issue/48591). A finding names its failing input.
 ## fuzz: each fuzz target for FUZZTIME, FUZZJOBS at a time
 fuzz:
 	@set -e; list=$$(mktemp); trap 'rm -f "$$list"' EXIT; \
@@ -92,7 +94,7 @@ fuzz:
 	done > "$$list"; \
 	echo "$$(wc -l < "$$list") fuzz targets, $(FUZZTIME) each"; \
 	[ -s "$$list" ] || exit 1; \
-	xargs -P $(FUZZJOBS) -L 1 sh -c 'out=$$($(GO) test -run "^$$" -fuzz "^$$1\$$" -fuzztime $(FUZZTIME) -parallel 1 "$$0" 2>&1) && echo "ok   $$0 $$1" || { echo "FAIL $$0 $$1"; echo "$$out"; exit 255; }' < "$$list"
+	xargs -P $(FUZZJOBS) -L 1 sh -c 'out=$$($(GO) test -run "^$$" -fuzz "^$$1\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 20x -parallel 1 "$$0" 2>&1) && echo "ok   $$0 $$1" && exit; case $$out in *"Failing input"*|*panic*|*hung*) ;; *"context deadline exceeded"*) echo "ok   $$0 $$1 (the time ended within a run)"; exit ;; esac; echo "FAIL $$0 $$1"; echo "$$out"; exit 255' < "$$list"
 
 ## clean: remove what was built
 clean:

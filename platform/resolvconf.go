@@ -35,7 +35,7 @@ func parseResolvConf(data []byte) resolvConf {
 			}
 			continue
 		}
-		fields := strings.FieldsFunc(s, func(c rune) bool { return c == ' ' || c == '\t' })
+		fields := strings.FieldsFunc(s, func(c rune) bool { return strings.ContainsRune(" \t\r\v\f", c) })
 		if len(fields) < 2 || s[0] == ' ' || s[0] == '\t' {
 			continue
 		}
