@@ -9,6 +9,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -38,6 +39,8 @@ type fixture struct {
 	certificate Certificate
 	statement   TunnelStatement
 	record      Record
+	plain       []byte // a record of four fields, from before there were relays
+	signal      Signal
 	consent     Consent
 	toJoin      Consent
 	withdrawn   Consent
@@ -68,7 +71,13 @@ func newFixture() fixture {
 	}.Sign(f.alice))
 	f.record = must(Record{Network: network, Serial: 1790000000123, Endpoints: []netip.AddrPort{
 		netip.MustParseAddrPort("192.0.2.10:7745"), netip.MustParseAddrPort("[2001:db8::1]:7745"),
-	}}.Sign(f.alice))
+	}, Relays: []AgentPublic{AgentKeyFromSeed(seed(6)).Public(), AgentKeyFromSeed(seed(7)).Public()}}.Sign(f.alice))
+	f.plain = must(seal(recordDomain, MaxRecord, f.alice.Signer(), plainRecordBody{
+		Network: network, Agent: f.alice.Public(), Serial: 1790000000122, Endpoints: packEndpoints(f.record.Endpoints),
+	}))
+	f.signal = must(Signal{
+		Network: network, To: f.bob.Public(), Serial: 1790000000321, Endpoints: f.record.Endpoints, Relays: f.record.Relays[:1],
+	}.Sign(f.alice))
 	f.consent = must(Consent{
 		Network: network, To: f.bob.Public(), Reason: "quarterly audit", Serial: 1790000000456,
 		Ports: []PortRange{{6, 443, 443}, {0, 8000, 8999}}, Expiry: f.now.Add(time.Hour),
@@ -92,6 +101,7 @@ func (f fixture) statements() map[string]struct {
 	certificate := func(b []byte, n AuthorityPublic) error { _, err := OpenCertificate(b, n); return err }
 	statement := func(b []byte, n AuthorityPublic) error { _, err := OpenTunnelStatement(b, n); return err }
 	record := func(b []byte, n AuthorityPublic) error { _, err := OpenRecord(b, n); return err }
+	signal := func(b []byte, n AuthorityPublic) error { _, err := OpenSignal(b, n); return err }
 	consent := func(b []byte, n AuthorityPublic) error { _, err := OpenConsent(b, n); return err }
 	acceptance := func(b []byte, n AuthorityPublic) error { _, err := OpenAcceptance(b, n); return err }
 	revocation := func(b []byte, n AuthorityPublic) error { _, err := OpenRevocation(b, n); return err }
@@ -99,6 +109,8 @@ func (f fixture) statements() map[string]struct {
 		"certificate":       {f.certificate.Raw(), certificate},
 		"tunnel":            {f.statement.Raw(), statement},
 		"record":            {f.record.Raw(), record},
+		"record-plain":      {f.plain, record},
+		"signal":            {f.signal.Raw(), signal},
 		"consent":           {f.consent.Raw(), consent},
 		"consent-to-join":   {f.toJoin.Raw(), consent},
 		"consent-withdrawn": {f.withdrawn.Raw(), consent},
@@ -159,8 +171,17 @@ func TestOpenRoundTrip(t *testing.T) {
 		t.Errorf("certificate came back as %+v", c)
 	}
 	if r := must(OpenRecord(f.record.Raw(), network)); !slices.Equal(r.Endpoints, f.record.Endpoints) ||
-		r.Endpoints[0] != netip.MustParseAddrPort("192.0.2.10:7745") {
+		r.Endpoints[0] != netip.MustParseAddrPort("192.0.2.10:7745") || !slices.Equal(r.Relays, f.record.Relays) ||
+		r.Relays[0] != AgentKeyFromSeed(seed(6)).Public() {
 		t.Errorf("record came back as %+v", r)
+	}
+	if r := must(OpenRecord(f.plain, network)); !slices.Equal(r.Endpoints, f.record.Endpoints) || len(r.Relays) != 0 ||
+		r.Serial != 1790000000122 || r.Agent != f.alice.Public() {
+		t.Errorf("record without relays came back as %+v", r)
+	}
+	if s := must(OpenSignal(f.signal.Raw(), network)); s.From != f.alice.Public() || s.To != f.bob.Public() || s.Serial != 1790000000321 ||
+		!slices.Equal(s.Endpoints, f.record.Endpoints) || !slices.Equal(s.Relays, f.record.Relays[:1]) {
+		t.Errorf("signal came back as %+v", s)
 	}
 	if c := must(OpenConsent(f.consent.Raw(), network)); c.From != f.alice.Public() || c.To != f.bob.Public() ||
 		len(c.Ports) != 2 || c.Ports[1] != (PortRange{0, 8000, 8999}) || c.Reason != "quarterly audit" {
@@ -206,7 +227,7 @@ func TestKindsApart(t *testing.T) {
 	other := AuthorityKeyFromSeed(seed(9)).Public()
 	for name, s := range all {
 		for kind, k := range all {
-			if strings.HasPrefix(name, "consent") == strings.HasPrefix(kind, "consent") && (name == kind || strings.HasPrefix(kind, "consent")) {
+			if base, _, _ := strings.Cut(name, "-"); base == kind || strings.HasPrefix(kind, base+"-") {
 				continue
 			}
 			if k.open(s.raw, f.authority.Public()) == nil {
@@ -276,8 +297,16 @@ func TestNullIsNoList(t *testing.T) {
 	}{
 		"certificate tags": {certificateDomain, JoinKey(f.authority), []any{n[:], agent[:], "planner", nil, "", 1, 2, 3},
 			func(b []byte) error { _, err := OpenCertificate(b, network); return err }},
-		"record endpoints": {recordDomain, JoinKey(f.alice), []any{n[:], agent[:], 1, nil},
+		"record endpoints": {recordDomain, JoinKey(f.alice), []any{n[:], agent[:], 1, nil, []any{}},
 			func(b []byte) error { _, err := OpenRecord(b, network); return err }},
+		"endpoints of a record without relays": {recordDomain, JoinKey(f.alice), []any{n[:], agent[:], 1, nil},
+			func(b []byte) error { _, err := OpenRecord(b, network); return err }},
+		"record relays": {recordDomain, JoinKey(f.alice), []any{n[:], agent[:], 1, []any{}, nil},
+			func(b []byte) error { _, err := OpenRecord(b, network); return err }},
+		"a relay": {recordDomain, JoinKey(f.alice), []any{n[:], agent[:], 1, []any{}, []any{nil}},
+			func(b []byte) error { _, err := OpenRecord(b, network); return err }},
+		"signal relays": {signalDomain, JoinKey(f.alice), []any{n[:], agent[:], n[:], 1, []any{}, nil},
+			func(b []byte) error { _, err := OpenSignal(b, network); return err }},
 	} {
 		if err := c.open(must(seal(c.domain, 4096, c.key.Signer(), c.body))); !errors.Is(err, ErrEncoding) {
 			t.Errorf("%s: %v", name, err)
@@ -362,6 +391,26 @@ func TestFieldRanges(t *testing.T) {
 			_, err := Record{Network: network, Endpoints: []netip.AddrPort{netip.MustParseAddrPort("192.0.2.1:0")}}.Sign(f.alice)
 			return err
 		},
+		"five relays": func() error {
+			_, err := Record{Network: network, Relays: []AgentPublic{{1}, {2}, {3}, {4}, {5}}}.Sign(f.alice)
+			return err
+		},
+		"a relay twice": func() error {
+			_, err := Record{Network: network, Relays: []AgentPublic{{1}, {2}, {1}}}.Sign(f.alice)
+			return err
+		},
+		"a relay without a key": func() error {
+			_, err := Signal{Network: network, To: f.bob.Public(), Relays: []AgentPublic{{}}}.Sign(f.alice)
+			return err
+		},
+		"signal to oneself": func() error {
+			_, err := Signal{Network: network, To: f.alice.Public()}.Sign(f.alice)
+			return err
+		},
+		"signal from everywhere": func() error {
+			_, err := Signal{Network: network, To: f.bob.Public(), Endpoints: make([]netip.AddrPort, 33)}.Sign(f.alice)
+			return err
+		},
 		"no suite": func() error {
 			_, err := TunnelStatement{Network: network, Tunnel: f.tunnel.Public(), NotAfter: f.now}.Sign(f.alice)
 			return err
@@ -381,6 +430,18 @@ func TestFieldRanges(t *testing.T) {
 		NotBefore: f.now, NotAfter: f.now.Add(day), Serial: 1 << 63,
 	}).Sign(f.authority); err != nil {
 		t.Errorf("largest certificate: %v", err)
+	}
+	// So do the largest record and signal.
+	var endpoints []netip.AddrPort
+	for i := range maxEndpoints {
+		endpoints = append(endpoints, netip.AddrPortFrom(netip.MustParseAddr("2001:db8::1"), uint16(1000+i)))
+	}
+	relays := []AgentPublic{{1}, {2}, {3}, {4}}
+	if _, err := (Record{Network: network, Serial: 1 << 63, Endpoints: endpoints, Relays: relays}).Sign(f.alice); err != nil {
+		t.Errorf("largest record: %v", err)
+	}
+	if _, err := (Signal{Network: network, To: f.bob.Public(), Serial: 1 << 63, Endpoints: endpoints, Relays: relays}).Sign(f.alice); err != nil {
+		t.Errorf("largest signal: %v", err)
 	}
 }
 
@@ -481,8 +542,9 @@ func FuzzStatements(f *testing.F) {
 				continue
 			}
 			// What is accepted was signed by the fixture: nobody else has its keys.
-			if !slices.ContainsFunc([]string{name, "consent", "consent-to-join", "consent-withdrawn"}, func(n string) bool {
-				return bytes.Equal(raw, all[n].raw)
+			kind, _, _ := strings.Cut(name, "-")
+			if !slices.ContainsFunc(slices.Collect(maps.Keys(all)), func(n string) bool {
+				return strings.HasPrefix(n, kind) && bytes.Equal(raw, all[n].raw)
 			}) {
 				t.Fatalf("a forged %s was accepted: %x", name, raw)
 			}

@@ -18,6 +18,7 @@ const (
 	MaxConsent         = 1024
 	MaxAcceptance      = 256
 	MaxRecord          = 1024
+	MaxSignal          = 1024
 	MaxRevocation      = 512
 )
 
@@ -28,6 +29,7 @@ const (
 	maxReason    = 200
 	maxPorts     = 32
 	maxEndpoints = 32
+	maxRelays    = 4
 )
 
 // signed is the part that all statements share: the bytes that were signed.
