@@ -12,7 +12,7 @@ import (
 	"github.com/pilot-protocol/pilot/underlay"
 )
 
-// Event is one of SessionUp, SessionDown, PathChanged, HandshakeFailed and UnknownPeer.
+// Event is one of SessionUp, SessionDown, PathChanged, Calling, HandshakeFailed and UnknownPeer.
 type Event interface{ event() }
 
 // SessionUp says that a peer without a session has one now. Renewals are not told.
@@ -36,6 +36,13 @@ type PathChanged struct {
 	Path         underlay.Path
 }
 
+// Calling says that an attempt to reach a peer begins: a signal tells it to reach out too. It comes once for each attempt
+// that makes a session where there was none, or where the one there is does not answer.
+type Calling struct {
+	Local, Agent identity.AgentPublic
+	Addr         netip.Addr
+}
+
 // HandshakeFailed says that a peer did not answer, or not well.
 type HandshakeFailed struct {
 	Local, Agent identity.AgentPublic
@@ -53,6 +60,7 @@ type UnknownPeer struct {
 func (SessionUp) event()       {}
 func (SessionDown) event()     {}
 func (PathChanged) event()     {}
+func (Calling) event()         {}
 func (HandshakeFailed) event() {}
 func (UnknownPeer) event()     {}
 

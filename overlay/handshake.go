@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
+	"slices"
 	"time"
 
 	"github.com/pilot-protocol/pilot/identity"
@@ -177,6 +178,9 @@ func (o *Overlay) install(ns *noise.Session, path underlay.Path, now moment) {
 func (o *Overlay) beginLocked(l *link, now moment) {
 	o.control.attempts++
 	l.attempt = attempt{active: true, serial: o.control.attempts, started: now.at, reason: ReasonTimeout}
+	if l.current.Load() == nil || l.unanswered.Load() != 0 {
+		o.events.emit(Calling{Local: l.local, Agent: l.remote, Addr: l.addr})
+	}
 	o.tryLocked(l, now)
 }
 
@@ -224,7 +228,7 @@ func (o *Overlay) candidatesLocked(l *link, peer *Peer) (paths []underlay.Path) 
 	if peer == nil {
 		return paths
 	}
-	for _, c := range peer.Candidates {
+	for _, c := range slices.Concat(l.called.candidates, peer.Candidates) {
 		if a := c.Addr(); !a.IsValid() || a.IsUnspecified() || a.IsMulticast() || c.Port() == 0 || snap.prefix.Contains(a) {
 			continue
 		}

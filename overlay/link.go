@@ -64,8 +64,12 @@ type linkControl struct {
 		id uint64
 		at time.Duration
 	}
-	rtt     time.Duration
-	last    lastSeen
+	rtt    time.Duration
+	last   lastSeen
+	called struct { // what its last signal said
+		candidates []netip.AddrPort
+		relays     []uint32
+	}
 	refresh time.Duration // when our addresses changed, until something comes; 0: not
 	failed  time.Duration // until then the peer counts as unreachable
 	refused time.Duration // until then the peer counts as refusing us

@@ -12,6 +12,7 @@ import (
 	"github.com/pilot-protocol/pilot/identity"
 	"github.com/pilot-protocol/pilot/noise"
 	"github.com/pilot-protocol/pilot/overlay/packet"
+	"github.com/pilot-protocol/pilot/overlay/paths"
 	"github.com/pilot-protocol/pilot/policy"
 )
 
@@ -25,6 +26,10 @@ type State struct {
 	Peers   []Peer
 	Policy  map[identity.AgentPublic]*policy.Compiled // by local agent; an agent without one talks to nobody
 	Revoked map[identity.AgentPublic]uint64           // certificates of the agent up to this serial are void
+
+	Self       []netip.AddrPort // where this node may be reached: peers are told
+	SelfRelays []uint32         // identity.RelayID of the relays at which it is, home first: peers are told
+	NAT        paths.NAT        // what is known of ours
 }
 
 // Peer is another agent.
@@ -33,6 +38,7 @@ type Peer struct {
 	Addr       netip.Addr
 	Tunnel     identity.TunnelStatement // zero: not known yet
 	Candidates []netip.AddrPort         // where it may be reached
+	Relays     []uint32                 // identity.RelayID of the relays at which it is, home first
 	Offline    bool                     // the coordinator does not see it: fail at once where there is no session
 }
 
@@ -104,7 +110,7 @@ func (o *Overlay) compile(st State, old *snapshot, generation uint64) (*snapshot
 		if _, twice := s.peers[p.Agent]; twice {
 			return nil, fmt.Errorf("%w: %v is there twice", ErrState, p.Agent)
 		}
-		p.Candidates = slices.Clone(p.Candidates)
+		p.Candidates, p.Relays = slices.Clone(p.Candidates), slices.Clone(p.Relays)
 		s.peers[p.Agent] = &p
 		if _, own := s.locals[p.Addr.As16()]; own {
 			continue // agents of one node reach each other through the kernel
@@ -173,7 +179,32 @@ func (o *Overlay) Set(st State) error {
 
 func peerChanged(a, b *Peer) bool {
 	return a == nil || b == nil || a.Offline != b.Offline || a.Tunnel.Tunnel != b.Tunnel.Tunnel ||
-		!slices.Equal(a.Candidates, b.Candidates)
+		!slices.Equal(a.Candidates, b.Candidates) || !slices.Equal(a.Relays, b.Relays)
+}
+
+// Call says that an agent wants to be reached, and where: a signal came from it, which the caller has verified. Each local
+// agent that may talk to it reaches out at once, unless it has a session that answers. An agent that is not in the State is
+// ignored.
+func (o *Overlay) Call(agent identity.AgentPublic, candidates []netip.AddrPort, relays []uint32) {
+	now := o.now()
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	snap := o.snap.Load()
+	for _, r := range snap.routes {
+		l := r.link
+		if l.remote != agent || o.control.ended || !r.rules.Trusted(l.addr, now.wall) {
+			continue
+		}
+		l.called.candidates, l.called.relays = slices.Clone(candidates), slices.Clone(relays)
+		l.failed = 0
+		switch {
+		case l.attempt.active:
+			l.attempt.next = now.at
+		case l.current.Load() == nil && l.pending == nil:
+			o.beginLocked(l, now)
+		}
+		o.scheduleLocked(l, now.at)
+	}
 }
 
 // Refresh says that this node's own addresses changed. Each peer with a session hears from the new ones at once; one

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/pilot-protocol/pilot/identity"
+	"github.com/pilot-protocol/pilot/overlay/paths"
 	"github.com/pilot-protocol/pilot/policy"
 	"github.com/pilot-protocol/pilot/underlay"
 )
@@ -97,6 +98,8 @@ type PeerStatus struct {
 	State                string
 	Trust                policy.Verdict
 	Path                 underlay.Path // zero without a session
+	Paths                []PathStatus  // of the session, the one in use first
+	Why                  string        // a stable code for why the path in use is not direct; empty if it is, or without a session
 	RTT                  time.Duration // last measured, 0: never
 	RxBytes, TxBytes     uint64        // of inner packets
 	RxPackets, TxPackets uint64
@@ -106,6 +109,15 @@ type PeerStatus struct {
 	FailureTime          time.Time
 	Refusal              string // what the peer refused last, as its own code: show it as the peer's
 	RefusalTime          time.Time
+}
+
+// PathStatus is what is known of one path of a session.
+type PathStatus struct {
+	Path   underlay.Path
+	State  string // a paths.State
+	InUse  bool
+	RTT    time.Duration // smoothed; 0: never measured
+	Proved time.Time     // when a pong came last
 }
 
 // Status reads the counters. It is not meant for every packet but may be called at any time.
@@ -146,6 +158,7 @@ func (o *Overlay) peerStatusLocked(r route, now moment) PeerStatus {
 	}
 	if s := l.current.Load(); s != nil {
 		p.State, p.Path = StateUp, *s.path.Load()
+		p.Paths = []PathStatus{{Path: p.Path, State: paths.Proved.String(), InUse: true, RTT: l.rtt}}
 	} else if l.attempt.active {
 		p.State = StateHandshaking
 	}
