@@ -119,6 +119,7 @@ func (e *engine) openStack() (err error) {
 
 // set applies a plan: first what carries packets, then what names them.
 func (e *engine) set(p plan) error {
+	e.underlay.Set(p.underlay)
 	if err := e.overlay.Set(p.overlay); err != nil {
 		return err
 	}
@@ -158,6 +159,8 @@ func (e *engine) dnsMode() string {
 // changed is called when the resolvers that this host had before are others now.
 func (e *engine) run(ctx context.Context, page http.Handler, changed func()) error {
 	group, ctx := errgroup.WithContext(ctx)
+	// The overlay closes it, when it has taken leave of its peers.
+	group.Go(func() error { return e.underlay.Run(context.WithoutCancel(ctx)) })
 	group.Go(func() error { return e.overlay.Run(ctx) })
 	group.Go(func() error { return e.names.Serve(ctx, e.dnsUDP, e.dnsTCP) })
 	group.Go(func() error { return e.servePage(ctx, page) })

@@ -406,12 +406,14 @@ func (n *Node) watchHost(ctx context.Context, m *membership) error {
 				return nil
 			}
 		}
+		n.reapply(m) // the underlay is told of the addresses with the rest
 		now := fmt.Sprint(n.endpoints(m))
 		if now == last {
 			continue
 		}
 		last = now
 		n.log.Info("this host's addresses changed", "endpoints", now)
+		m.engine.underlay.Refresh()
 		m.engine.overlay.Refresh()
 		m.client.Load().CloseIdleConnections()
 		poke(m.republish)

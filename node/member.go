@@ -232,17 +232,20 @@ func (n *Node) describe(r *localapi.UpResult) {
 	}
 }
 
-// endpoints lists where this node is reached, in the order in which peers should try.
-func (n *Node) endpoints(m *membership) []netip.AddrPort {
+// addresses lists those of this host's interfaces.
+func (n *Node) addresses() []netip.Addr {
 	addrs, err := n.system.Addresses()
 	if err != nil {
 		n.log.Warn("this host's addresses can't be read", "error", err)
 	}
+	return addrs
+}
+
+// endpoints lists where this node is reached, in the order in which peers should try.
+func (n *Node) endpoints(m *membership) []netip.AddrPort {
 	var list []netip.AddrPort
-	for _, a := range addrs {
-		if !m.engine.prefix.Contains(a) && len(list) < 16 {
-			list = append(list, netip.AddrPortFrom(a, m.engine.underlay.Port()))
-		}
+	for _, e := range m.engine.underlay.Status().Endpoints {
+		list = append(list, e.Addr)
 	}
 	return list
 }

@@ -273,7 +273,9 @@ func (n *Node) saveLocked() error {
 // applyLocked hands what the book means to the parts below.
 func (n *Node) applyLocked() error {
 	m := n.member
-	return m.engine.set(m.book.plan(planInput{tunnels: m.tunnels, connected: m.link.connected, now: n.now()}))
+	return m.engine.set(m.book.plan(planInput{
+		tunnels: m.tunnels, connected: m.link.connected, now: n.now(), key: n.key, hosts: n.addresses(),
+	}))
 }
 
 // change lets f change the book, then saves and applies it. What f changed holds even if the disk is full.

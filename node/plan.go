@@ -13,6 +13,7 @@ import (
 	"github.com/pilot-protocol/pilot/noise"
 	"github.com/pilot-protocol/pilot/overlay"
 	"github.com/pilot-protocol/pilot/policy"
+	"github.com/pilot-protocol/pilot/underlay"
 )
 
 // maxCandidates bounds the addresses that are tried for a peer: a record with many of them can't make this node send
@@ -21,9 +22,10 @@ const maxCandidates = 12
 
 // plan is what the book means for the parts below: a value, made by a pure function and applied as a whole.
 type plan struct {
-	overlay overlay.State
-	self    []magicdns.Host
-	hosts   []magicdns.Host
+	underlay underlay.State
+	overlay  overlay.State
+	self     []magicdns.Host
+	hosts    []magicdns.Host
 }
 
 // planInput is what the plan depends on besides the book.
@@ -31,6 +33,8 @@ type planInput struct {
 	tunnels   []tunnelKey
 	connected bool // the coordinator is: what it says of presence is fresh
 	now       time.Time
+	key       identity.AgentKey
+	hosts     []netip.Addr // of this host's interfaces
 }
 
 // plan turns the book into the state of the parts below.
@@ -41,6 +45,9 @@ func (b *book) plan(in planInput) plan {
 		local.Keys = append(local.Keys, noise.TunnelIdentity{Key: t.key, Statement: t.statement.Raw()})
 	}
 	p := plan{
+		underlay: underlay.State{
+			Network: b.network, Key: in.key, Certificate: b.certificate.Raw(), Prefix: prefix, Hosts: in.hosts,
+		},
 		overlay: overlay.State{Prefix: prefix, Locals: []noise.Local{local}, Revoked: map[identity.AgentPublic]uint64{}},
 		self:    []magicdns.Host{{Name: b.certificate.Name, Addr: identity.Address(b.network, b.self)}},
 	}

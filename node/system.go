@@ -26,6 +26,15 @@ const port = 7745
 type Underlay interface {
 	overlay.Underlay
 	Port() uint16
+	// Run ends when Close is called.
+	Run(context.Context) error
+	Set(underlay.State)
+	Status() underlay.Status
+	// Changes tells that Status has changed in what others should know.
+	Changes() <-chan struct{}
+	// Refresh says that this host moved to another network, or slept.
+	Refresh()
+	Netcheck(context.Context) (underlay.Report, error)
 }
 
 // System is the host as the node uses it. Tests put an in-memory one in its place.

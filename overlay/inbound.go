@@ -33,7 +33,9 @@ type inbound struct {
 	run    run
 	join   burst.Joiner
 	one    [1][]byte
-	err    error // the device is closed
+	// relayed is the path of a datagram that a relay forwarded: it lies here so that nothing is allocated.
+	relayed underlay.Path
+	err     error // the device is closed
 }
 
 // run is records in a row of one session that came along one path.
@@ -79,7 +81,7 @@ func (b *inbound) receive(bursts []underlay.Burst) error {
 	b.snap, b.now, b.recent = b.o.snap.Load(), b.o.now(), recent{}
 	for i := range bursts {
 		in := &bursts[i]
-		if b.snap.prefix.Contains(in.Path.Remote.Addr()) {
+		if in.Path.Relay == 0 && b.snap.prefix.Contains(in.Path.Remote.Addr()) {
 			// It came through a tunnel. The answer would go into the same tunnel, and its records into it again.
 			b.o.counters.drop(DropDatagram)
 			continue
@@ -87,11 +89,11 @@ func (b *inbound) receive(bursts []underlay.Burst) error {
 		for d := range in.Each {
 			switch noise.Kind(d) {
 			case noise.KindRecord:
-				b.receiveRecord(d, in)
+				b.receiveRecord(d, &in.Path, in.Class)
 			case noise.KindHandshake:
 				b.o.offerHandshake(d, in.Path)
 			default:
-				b.o.counters.drop(DropDatagram)
+				b.receiveOther(d, in)
 			}
 		}
 	}
@@ -100,7 +102,21 @@ func (b *inbound) receive(bursts []underlay.Burst) error {
 	return b.err
 }
 
-func (b *inbound) receiveRecord(d []byte, in *underlay.Burst) {
+// receiveOther lets the underlay unwrap what a relay forwarded, or take what is meant for itself.
+func (b *inbound) receiveOther(d []byte, in *underlay.Burst) {
+	inner, path, ok := b.o.under.Accept(d, in.Path)
+	switch kind := noise.Kind(inner); {
+	case ok && kind == noise.KindRecord:
+		b.relayed = path
+		b.receiveRecord(inner, &b.relayed, in.Class)
+	case ok && kind == noise.KindHandshake:
+		b.o.offerHandshake(inner, path)
+	case ok || inner != nil:
+		b.o.counters.drop(DropDatagram)
+	}
+}
+
+func (b *inbound) receiveRecord(d []byte, path *underlay.Path, class uint8) {
 	s := b.session(noise.RecordIndex(d))
 	if s == nil {
 		b.o.counters.drop(DropUnknownSession)
@@ -111,9 +127,9 @@ func (b *inbound) receiveRecord(d []byte, in *underlay.Burst) {
 		b.o.counters.drop(dropOfOpen(err))
 		return
 	}
-	if s != b.run.s || b.run.path != in.Path {
+	if s != b.run.s || b.run.path != *path {
 		b.settle()
-		b.run.s, b.run.path = s, in.Path
+		b.run.s, b.run.path = s, *path
 	}
 	b.run.newest = max(b.run.newest, binary.BigEndian.Uint64(d[8:16]))
 	if flags&noise.FlagControl != 0 {
@@ -123,7 +139,7 @@ func (b *inbound) receiveRecord(d []byte, in *underlay.Burst) {
 	}
 	b.run.data = true
 	var info packet.Info
-	if b.accept(s, p, flags, in.Class, &info) {
+	if b.accept(s, p, flags, class, &info) {
 		b.run.packets++
 		b.run.bytes += uint64(len(p))
 		b.deliver(p, flags, &info)

@@ -68,6 +68,12 @@ type port struct {
 
 func (p *port) Loops() int { return 1 }
 
+func (p *port) Accept(d []byte, from underlay.Path) ([]byte, underlay.Path, bool) {
+	return d, from, false
+}
+func (p *port) Fan(netip.AddrPort, int) ([]underlay.Path, error) { return nil, underlay.ErrFan }
+func (p *port) Unfan([]underlay.Path)                            {}
+
 func (p *port) Close() error {
 	p.once.Do(func() { close(p.closed) })
 	return nil

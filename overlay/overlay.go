@@ -20,6 +20,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/netip"
 	"os"
 	"runtime"
 	"sync"
@@ -44,6 +45,12 @@ type Underlay interface {
 	SendBurst(b *underlay.Burst) error
 	// Receive waits for datagrams of one loop, and fills bursts; the error is net.ErrClosed after Close.
 	Receive(loop int, bursts []underlay.Burst) (int, error)
+	// Accept takes a datagram that is no record and no handshake: see underlay.Underlay. It does not keep it.
+	Accept(d []byte, from underlay.Path) (inner []byte, path underlay.Path, ok bool)
+	// Fan opens n more sockets towards a peer's address, and returns the paths from them.
+	Fan(remote netip.AddrPort, n int) ([]underlay.Path, error)
+	// Unfan closes those that none of the paths needs.
+	Unfan(keep []underlay.Path)
 	// Loops is how many goroutines may call Receive, each with its own number from 0.
 	Loops() int
 	// Close ends Receive. It may be called more than once.

@@ -43,13 +43,18 @@ func (s *sink) SendBurst(b *underlay.Burst) error {
 	return nil
 }
 
-func (s *sink) Receive(int, []underlay.Burst) (int, error)  { return 0, net.ErrClosed }
-func (s *sink) Loops() int                                  { return 1 }
-func (s *sink) Close() error                                { return nil }
-func (s *sink) Read([]byte, *tun.Header, bool) (int, error) { return 0, net.ErrClosed }
-func (s *sink) Offloads() tun.Offloads                      { return s.offloads }
-func (s *sink) Name() string                                { return "sink" }
-func (s *sink) MTU() int                                    { return 1420 }
+func (s *sink) Receive(int, []underlay.Burst) (int, error) { return 0, net.ErrClosed }
+func (s *sink) Accept(d []byte, from underlay.Path) ([]byte, underlay.Path, bool) {
+	return d, from, false
+}
+func (s *sink) Fan(netip.AddrPort, int) ([]underlay.Path, error) { return nil, underlay.ErrFan }
+func (s *sink) Unfan([]underlay.Path)                            {}
+func (s *sink) Loops() int                                       { return 1 }
+func (s *sink) Close() error                                     { return nil }
+func (s *sink) Read([]byte, *tun.Header, bool) (int, error)      { return 0, net.ErrClosed }
+func (s *sink) Offloads() tun.Offloads                           { return s.offloads }
+func (s *sink) Name() string                                     { return "sink" }
+func (s *sink) MTU() int                                         { return 1420 }
 
 func (s *sink) Write(h *tun.Header, pieces [][]byte) error {
 	s.writes++

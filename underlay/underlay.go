@@ -12,14 +12,16 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"syscall"
 )
 
 // Path is one way for datagrams to travel. It is a plain value: compare it with ==.
 type Path struct {
-	Remote netip.AddrPort
-	Local  netip.Addr // our address that the peer talks to; zero: the kernel's choice
-	Relay  uint32     // 0: direct
+	Remote netip.AddrPort // the peer's address; over a relay: its overlay address, port 0
+	Local  netip.Addr     // our address that the peer talks to; zero: the kernel's choice
+	Socket uint16         // 0: the node's port; others: a socket of Fan
+	Relay  uint32         // identity.RelayID; 0: direct
 }
 
 // String returns the path as people read it.
@@ -80,12 +82,18 @@ type Underlay struct {
 	sockets []*socket
 	closed  chan struct{}
 	once    sync.Once
+
+	state      atomic.Pointer[State]
+	status     atomic.Pointer[Status]
+	publishing sync.Mutex // one at a time makes a new status
+	changes    chan struct{}
 }
 
 // New opens the sockets: IPv4 and IPv6 on the same port, or on one family alone where the host has only that. If the
 // port is taken, a free one is used: Port tells which.
 func New(o Options) (*Underlay, error) {
-	u := &Underlay{log: o.Log, closed: make(chan struct{})}
+	u := &Underlay{log: o.Log, closed: make(chan struct{}), changes: make(chan struct{}, 1)}
+	u.state.Store(&State{})
 	if u.log == nil {
 		u.log = slog.New(slog.DiscardHandler)
 	}
@@ -103,6 +111,7 @@ func New(o Options) (*Underlay, error) {
 			u.sockets = append(u.sockets, s)
 		}
 	}
+	u.status.Store(&Status{Port: u.port})
 	return u, nil
 }
 

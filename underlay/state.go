@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package underlay
+
+import (
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/pilot-protocol/pilot/identity"
+	"github.com/pilot-protocol/pilot/underlay/stun"
+)
+
+// State is what the underlay is told. It is immutable once it was given to Set.
+type State struct {
+	Network     identity.AuthorityPublic
+	Key         identity.AgentKey // proves to relays who calls
+	Certificate []byte            // of the key's agent; relays serve members only
+	Prefix      netip.Prefix      // of the overlay: no endpoint is in it
+	Hosts       []netip.Addr      // addresses of this host's interfaces
+}
+
+// Kind says how this host knows that it can be reached at an endpoint.
+type Kind string
+
+// Kinds of endpoints.
+const (
+	KindHost      Kind = "host"      // an interface has the address
+	KindReflexive Kind = "reflexive" // others see this host there
+	KindMapped    Kind = "mapped"    // the gateway was asked to forward it
+)
+
+// Endpoint is an address at which others may reach this host.
+type Endpoint struct {
+	Addr netip.AddrPort
+	Kind Kind
+}
+
+// NAT is what is known of the translators and filters between this host and the internet.
+type NAT struct {
+	Mapping   stun.Behaviour
+	Filtering stun.Behaviour
+}
+
+// RelayStatus is how things stand with one relay.
+type RelayStatus struct {
+	ID           uint32
+	Key          identity.AgentPublic
+	Name         string
+	Region       string
+	Jurisdiction string
+	Home         bool          // where others find this host
+	Connected    bool          // it forwards datagrams for this host now
+	Transport    string        // "udp", "tls" or "proxy"; empty: not connected
+	RTT          time.Duration // 0: not known
+	Since        time.Time     // of the present connection
+	Err          string        // why it is not connected
+}
+
+// Status is what the underlay knows of this host's place in the network.
+type Status struct {
+	Port      uint16
+	Endpoints []Endpoint // in the order in which others should try
+	Relays    []RelayStatus
+	Home      uint32 // the home relay's ID; 0: none
+	NAT       NAT
+}
+
+// maxEndpoints bounds what others are told: an agent's record has no room for more.
+const maxEndpoints = 16
+
+// Set tells the underlay what it is part of. It returns at once.
+func (u *Underlay) Set(s State) {
+	u.state.Store(&s)
+	u.publish()
+}
+
+// Status returns what is known now. It does not wait.
+func (u *Underlay) Status() Status { return *u.status.Load() }
+
+// Changes delivers a value when Status has changed in what others should be told. It has one slot and is never closed.
+func (u *Underlay) Changes() <-chan struct{} { return u.changes }
+
+// publish makes a new Status and says so if it differs.
+func (u *Underlay) publish() {
+	u.publishing.Lock()
+	defer u.publishing.Unlock()
+	next := Status{Port: u.port, Endpoints: endpoints(u.state.Load(), u.port)}
+	old := u.status.Swap(&next)
+	if !slices.Equal(old.Endpoints, next.Endpoints) {
+		select {
+		case u.changes <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// endpoints lists where this host may be reached.
+func endpoints(s *State, port uint16) (list []Endpoint) {
+	for _, a := range s.Hosts {
+		if !s.Prefix.Contains(a) && len(list) < maxEndpoints {
+			list = append(list, Endpoint{Addr: netip.AddrPortFrom(a, port), Kind: KindHost})
+		}
+	}
+	return list
+}
+
+// Refresh says that this host moved to another network, or slept: what was found out is found out anew. It returns at once.
+func (u *Underlay) Refresh() { u.publish() }
