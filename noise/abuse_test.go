@@ -128,7 +128,7 @@ func TestAbuse11Reflection(t *testing.T) {
 func TestAbuse11UnknownKeyShare(t *testing.T) {
 	bothSuiteTests(t, func(t *testing.T, d *duo) {
 		mallory := d.agent("mallory", d.b.suites)
-		to := Target{mallory.Agent, d.b.tunnel.Public(), d.b.suites}
+		to := Target{Agent: mallory.Agent, Tunnel: d.b.tunnel.Public(), Suites: d.b.suites}
 		in, err := d.ma.Initiate(epoch, d.a.Agent, to)
 		check(t, err)
 		r, err := deliver(d.mb, epoch, addrA, in.Datagrams)
@@ -198,7 +198,7 @@ func TestAbuse12NeverAWeakerSuite(t *testing.T) {
 
 	// A responder refuses what its statement does not offer; an initiator does not choose it.
 	narrow := d.agent("narrow", identity.SuiteChaCha)
-	lying := Target{narrow.Agent, narrow.tunnel.Public(), bothSuites}
+	lying := Target{Agent: narrow.Agent, Tunnel: narrow.tunnel.Public(), Suites: bothSuites}
 	in, err = d.ma.Initiate(epoch, d.a.Agent, lying)
 	check(t, err)
 	r, err = deliver(d.machine(narrow), epoch, addrA, in.Datagrams)

@@ -58,9 +58,10 @@
 //
 // # Handshake datagrams
 //
-// A message of L bytes travels in c = ⌈L/1152⌉ datagrams of at most 1200 bytes. Each carries L/c bytes, rounded up in
-// the first L mod c of them, rounded down in the others. So message 1 takes two datagrams, or three with the largest
-// statements, and message 2 takes one or two.
+// A message of L bytes travels in c datagrams of at most 1200 bytes, c from ⌈L/1152⌉ to 3. Each carries L/c bytes, rounded
+// up in the first L mod c of them, rounded down in the others. Message 1 takes two datagrams, or three with the largest
+// statements; or three because its sender fears for a narrow path: they have at most 832 bytes then. Message 2 takes one or
+// two, or three in answer to a message 1 that came in three.
 //
 //	 1  type: 0x21 message 1, 0x22 message 2
 //	 1  version, 1
@@ -126,7 +127,7 @@
 // never sends anything in answer to the cookie reply itself.
 //
 // Whatever arrives, a responder has never sent to a source more bytes than came from there: message 1 fills at least two
-// datagrams (2400 bytes), message 2 with its frames has at most 2264.
+// datagrams (2400 bytes), message 2 with its frames has at most 2264; in three parts they are 2448 and 2312.
 //
 // # Records
 //

@@ -85,7 +85,9 @@ func (a *agent) state(tunnel identity.TunnelPublic) []byte {
 	return s.Raw()
 }
 
-func (a *agent) target() Target { return Target{a.Agent, a.tunnel.Public(), a.suites} }
+func (a *agent) target() Target {
+	return Target{Agent: a.Agent, Tunnel: a.tunnel.Public(), Suites: a.suites}
+}
 
 // machine makes a machine with AES for the agents.
 func (w *world) machine(agents ...*agent) *Machine {

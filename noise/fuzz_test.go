@@ -104,14 +104,18 @@ func FuzzOpen(f *testing.F) {
 func FuzzFragments(f *testing.F) {
 	message := make([]byte, maxInitiation)
 	for _, total := range []int{minInitiation, maxInitiation} {
-		for part := range fragments(total) {
-			d := appendFragment(nil, typeInitiation, suiteAES, part, 7, 0, message[:total])
-			f.Add(appendMACs(d, 0, message[:keySize], nil))
+		for count := fragments(total); count <= maxFragments; count++ {
+			for part := range count {
+				d := appendFragment(nil, typeInitiation, suiteAES, part, count, 7, 0, message[:total])
+				f.Add(appendMACs(d, 0, message[:keySize], nil))
+			}
 		}
 	}
 	for _, total := range []int{minAnswer, maxAnswer} {
-		d := appendFragment(nil, typeAnswer, suiteChaCha, 0, 7, 8, message[:total])
-		f.Add(appendMACs(d, 0, message[:keySize], nil))
+		for count := fragments(total); count <= maxFragments; count++ {
+			d := appendFragment(nil, typeAnswer, suiteChaCha, 0, count, 7, 8, message[:total])
+			f.Add(appendMACs(d, 0, message[:keySize], nil))
+		}
 	}
 	payload := initiationPayload{kemKey: make([]byte, kemKeySize), credentials: credentials{[]byte("s"), []byte("c")}}
 	f.Add(payload.append(nil))
@@ -121,7 +125,7 @@ func FuzzFragments(f *testing.F) {
 			whole := bytes.Repeat([]byte{1}, g.total)
 			start, stop := cut(g.total, g.count, g.part)
 			copy(whole[start:stop], g.body)
-			again := appendFragment(nil, g.kind, g.suite, g.part, g.sender, g.receiver, whole)
+			again := appendFragment(nil, g.kind, g.suite, g.part, g.count, g.sender, g.receiver, whole)
 			if !bytes.Equal(again, g.signed) {
 				t.Fatalf("parsed %x, made %x", g.signed, again)
 			}

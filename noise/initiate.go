@@ -78,8 +78,12 @@ func (m *Machine) Initiate(now time.Time, local identity.AgentPublic, to Target)
 	in.bore = cookie != nil
 	out := Initiation{ID: in.index}
 	macKey := labelKey(mac1Tag, to.Tunnel)
-	for part := range fragments(len(message)) {
-		d := appendFragment(make([]byte, 0, MaxDatagram), typeInitiation, in.suite, part, in.index, 0, message)
+	count := fragments(len(message))
+	if to.Small {
+		count = maxFragments
+	}
+	for part := range count {
+		d := appendFragment(make([]byte, 0, MaxDatagram), typeInitiation, in.suite, part, count, in.index, 0, message)
 		d = appendMACs(d, 0, macKey[:], cookie)
 		in.mac1s = append(in.mac1s, [macSize]byte(d[len(d)-2*macSize:]))
 		out.Datagrams = append(out.Datagrams, d)
@@ -216,7 +220,7 @@ func (m *Machine) finish(now time.Time, in *initiation, whole *partial) (*Sessio
 		return nil, err
 	}
 	s := &Session{
-		local: in.index, remote: sender, initiator: true, created: in.born,
+		local: in.index, remote: sender, initiator: true, small: in.to.Small, created: in.born,
 		agent: in.local.agent, certificate: p.certificate, statement: p.statement,
 	}
 	return s, s.setKeys(in.suite, send, receive)

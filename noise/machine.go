@@ -52,6 +52,9 @@ type Target struct {
 	Agent  identity.AgentPublic
 	Tunnel identity.TunnelPublic
 	Suites identity.Suites
+	// Small cuts the messages of both directions into three datagrams of at most MaxSmallDatagram bytes, for a path that
+	// may be too narrow for larger ones.
+	Small bool
 }
 
 // Initiation is a first message to be sent, all its datagrams in order.

@@ -117,6 +117,63 @@ func TestThreeFragments(t *testing.T) {
 	}
 }
 
+// TestSmallFragments makes sessions over a path that lets nothing longer than MaxSmallDatagram pass, with the shortest
+// credentials and with long ones.
+func TestSmallFragments(t *testing.T) {
+	for name, grow := range map[string]bool{"small": false, "large": true} {
+		d := newDuo(t, bothSuites)
+		if grow {
+			d.a.Certificate, d.b.Certificate = d.largeCertificate(d.a.Agent), d.largeCertificate(d.b.Agent)
+			check(t, d.ma.SetLocals([]Local{d.a.Local}))
+			check(t, d.mb.SetLocals([]Local{d.b.Local}))
+		}
+		to := d.b.target()
+		to.Small = true
+		in, err := d.ma.Initiate(epoch, d.a.Agent, to)
+		check(t, err)
+		question, err := deliver(d.mb, epoch, addrA, in.Datagrams)
+		check(t, err)
+		answer, err := deliver(d.ma, epoch, addrB, question.Reply)
+		check(t, err)
+		sent, replied := 0, 0
+		for i := range maxFragments {
+			if len(in.Datagrams[i]) > MaxSmallDatagram || len(question.Reply[i]) > MaxSmallDatagram {
+				t.Errorf("%s: part %d has %d and %d bytes", name, i, len(in.Datagrams[i]), len(question.Reply[i]))
+			}
+			sent, replied = sent+len(in.Datagrams[i]), replied+len(question.Reply[i])
+		}
+		if len(in.Datagrams) != maxFragments || len(question.Reply) != maxFragments || replied > sent {
+			t.Errorf("%s: %d datagrams of %d bytes, %d of %d", name, len(in.Datagrams), sent, len(question.Reply), replied)
+		}
+		if !answer.Session.Small() || !question.Session.Small() {
+			t.Errorf("%s: the sessions don't know", name)
+		}
+		send(t, answer.Session, question.Session, []byte("first"))
+	}
+	d := newDuo(t, bothSuites)
+	if a, b := d.connect(epoch); a.Small() || b.Small() {
+		t.Error("a session is thought to have a narrow path")
+	}
+}
+
+// TestFragmentsCutTwoWaysDoNotMix: the parts of one message, cut in two ways, are not one message.
+func TestFragmentsCutTwoWaysDoNotMix(t *testing.T) {
+	d := newDuo(t, bothSuites)
+	in := d.initiate(epoch)
+	message, key := assemble(in.Datagrams), labelKey(mac1Tag, d.b.tunnel.Public())
+	part := func(i, count int) []byte {
+		f := appendFragment(nil, typeInitiation, suiteAES, i, count, in.ID, 0, message)
+		return appendMACs(f, 0, key[:], nil)
+	}
+	_, err := deliver(d.mb, epoch, addrA, [][]byte{part(0, 2), part(1, 3), part(2, 3)})
+	wantError(t, err, ErrIncomplete)
+	r, err := d.mb.Handle(epoch, part(0, 3), addrA)
+	check(t, err)
+	if r.Session == nil {
+		t.Error("no session")
+	}
+}
+
 func TestFragmentsOfTwoMessagesDoNotMix(t *testing.T) {
 	d := newDuo(t, bothSuites)
 	one, two := d.initiate(epoch), d.initiate(epoch)
@@ -225,7 +282,7 @@ func recut(kind byte, model, message, key []byte) (out [][]byte) {
 		panic(err)
 	}
 	for part := range fragments(len(message)) {
-		d := appendFragment(nil, kind, f.suite, part, f.sender, f.receiver, message)
+		d := appendFragment(nil, kind, f.suite, part, fragments(len(message)), f.sender, f.receiver, message)
 		out = append(out, appendMACs(d, 0, key, nil))
 	}
 	return out
@@ -300,9 +357,9 @@ func TestInitiations(t *testing.T) {
 	wantError(t, err, ErrUnknownKey)
 	_, err = d.ma.Initiate(epoch, d.a.Agent, d.a.target())
 	wantError(t, err, ErrKeyMismatch)
-	_, err = d.ma.Initiate(epoch, d.a.Agent, Target{d.b.Agent, d.b.tunnel.Public(), 0})
+	_, err = d.ma.Initiate(epoch, d.a.Agent, Target{Agent: d.b.Agent, Tunnel: d.b.tunnel.Public(), Suites: 0})
 	wantError(t, err, ErrSuite)
-	_, err = d.ma.Initiate(epoch, d.a.Agent, Target{d.b.Agent, identity.TunnelPublic{1}, bothSuites}) // a point of low order
+	_, err = d.ma.Initiate(epoch, d.a.Agent, Target{Agent: d.b.Agent, Tunnel: identity.TunnelPublic{1}, Suites: bothSuites}) // a point of low order
 	if err == nil || len(d.ma.indexes) != 0 {
 		t.Fatalf("%v, %d indexes", err, len(d.ma.indexes))
 	}

@@ -32,7 +32,8 @@ func newPartial(f *fragment, from netip.AddrPort, key *localKey, now time.Time) 
 
 // fits reports whether f is of the same message.
 func (p *partial) fits(f *fragment, from netip.AddrPort, key *localKey) bool {
-	return p.sender == f.sender && p.from == from && p.key.same(key) && p.suite == f.suite && len(p.body) == f.total
+	return p.sender == f.sender && p.from == from && p.key.same(key) && p.suite == f.suite && len(p.body) == f.total &&
+		p.count == f.count
 }
 
 // add puts a fragment in its place and reports whether the message is whole. The first of two with one place wins.

@@ -92,7 +92,7 @@ func (m *Machine) respond(now time.Time, whole *partial) (Result, error) {
 		return Result{}, fmt.Errorf("noise: message 2: %w", err)
 	}
 	s := &Session{
-		local: index, remote: whole.sender, created: now,
+		local: index, remote: whole.sender, small: whole.count == maxFragments, created: now,
 		agent: local.agent, certificate: c.peer.certificate, statement: c.peer.statement,
 	}
 	if err := s.setKeys(whole.suite, send, receive); err != nil {
@@ -132,10 +132,15 @@ func (m *Machine) readInitiation(now time.Time, whole *partial, static flynn.DHK
 	return c, m.admitted(local.agent, c.peer)
 }
 
+// answerDatagrams cuts message 2. A question in three parts gets an answer in three: the path may be narrow.
 func answerDatagrams(whole *partial, index uint32, message, key []byte) [][]byte {
 	var out [][]byte
-	for part := range fragments(len(message)) {
-		d := appendFragment(make([]byte, 0, MaxDatagram), typeAnswer, whole.suite, part, index, whole.sender, message)
+	count := fragments(len(message))
+	if whole.count == maxFragments {
+		count = maxFragments
+	}
+	for part := range count {
+		d := appendFragment(make([]byte, 0, MaxDatagram), typeAnswer, whole.suite, part, count, index, whole.sender, message)
 		out = append(out, appendMACs(d, 0, key, nil))
 	}
 	return out

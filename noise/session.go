@@ -43,6 +43,7 @@ type Session struct {
 
 	local, remote uint32
 	initiator     bool
+	small         bool
 	created       time.Time
 	agent         identity.AgentPublic
 	certificate   identity.Certificate
@@ -72,6 +73,9 @@ func (s *Session) RemoteTunnel() identity.TunnelStatement { return s.statement }
 
 // Initiator reports whether this end sent the first message.
 func (s *Session) Initiator() bool { return s.initiator }
+
+// Small reports whether the handshake travelled in datagrams of at most MaxSmallDatagram bytes: larger ones may not pass.
+func (s *Session) Small() bool { return s.small }
 
 // Created returns when the session began: at the initiator when it sent its first message, at the responder when it
 // answered. So the initiator always stops first.

@@ -153,7 +153,7 @@ func TestGolden(t *testing.T) {
 	g.MAC1Key = map[string]string{"tunnel": h(tunnel[:]), "key": h(mac1Key[:])}
 	g.CookieKey = map[string]string{"tunnel": h(tunnel[:]), "key": h(cookieKey[:])}
 	message := run(6, minInitiation)
-	d := appendFragment(nil, typeInitiation, suiteAES, 1, 0x01020304, 0, message)
+	d := appendFragment(nil, typeInitiation, suiteAES, 1, fragments(len(message)), 0x01020304, 0, message)
 	d = appendMACs(d, 0, mac1Key[:], run(7, 16))
 	f, err := parseFragment(d)
 	check(t, err)

@@ -23,8 +23,10 @@ const (
 
 // Sizes in bytes.
 const (
-	// MaxDatagram is the largest handshake datagram.
-	MaxDatagram = 1200
+	// MaxDatagram is the largest handshake datagram, MaxSmallDatagram the largest of a message that was cut into as many
+	// as there may be: see Target.Small.
+	MaxDatagram      = 1200
+	MaxSmallDatagram = (maxInitiation+maxFragments-1)/maxFragments + fragmentFrame
 	// HeaderSize is the length of a record's header.
 	HeaderSize = 16
 	// TagSize is the length of the AEAD tag of both suites.
@@ -132,7 +134,7 @@ func parseFragment(d []byte) (fragment, error) {
 		return fragment{}, fmt.Errorf("%w: header", ErrMalformed)
 	case f.sender == 0, (f.receiver == 0) != (f.kind == typeInitiation):
 		return fragment{}, fmt.Errorf("%w: indexes", ErrMalformed)
-	case f.total < low, f.total > high, f.count != fragments(f.total), f.part >= f.count:
+	case f.total < low, f.total > high, f.count < fragments(f.total), f.count > maxFragments, f.part >= f.count:
 		return fragment{}, fmt.Errorf("%w: length of message", ErrMalformed)
 	}
 	if start, stop := cut(f.total, f.count, f.part); len(f.body) != stop-start {
@@ -141,7 +143,8 @@ func parseFragment(d []byte) (fragment, error) {
 	return f, nil
 }
 
-// fragments is the number of datagrams that a message of total bytes travels in.
+// fragments is the least number of datagrams that a message of total bytes travels in. It may travel in more, up to
+// maxFragments.
 func fragments(total int) int { return (total + fragmentBody - 1) / fragmentBody }
 
 // cut returns the range of the message that a part carries. The parts are of equal length, the first ones longer by a
@@ -156,9 +159,8 @@ func cut(total, count, part int) (start, stop int) {
 	return start, stop
 }
 
-// appendFragment appends the header and the body of a part; the MACs follow.
-func appendFragment(dst []byte, kind byte, s suite, part int, sender, receiver uint32, message []byte) []byte {
-	count := fragments(len(message))
+// appendFragment appends the header and the body of one of count parts; the MACs follow.
+func appendFragment(dst []byte, kind byte, s suite, part, count int, sender, receiver uint32, message []byte) []byte {
 	start, stop := cut(len(message), count, part)
 	dst = append(dst, kind, Version, byte(s), byte(part<<4|count))
 	dst = binary.BigEndian.AppendUint32(dst, sender)

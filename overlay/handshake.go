@@ -26,6 +26,8 @@ const (
 	unreachableAfter = 3 * time.Second
 	// giveUpAfter ends an attempt.
 	giveUpAfter = 5 * time.Second
+	// smallAfter: when so many first messages had no answer the next are cut into small datagrams.
+	smallAfter = 2
 	// pauseBetween is how long after an attempt the next one may begin at the earliest.
 	pauseBetween = time.Second
 )
@@ -197,7 +199,8 @@ func (o *Overlay) tryLocked(l *link, now moment) {
 		o.failLocked(l, ReasonNoAddress, now)
 		return
 	}
-	target := noise.Target{Agent: l.remote, Tunnel: tunnel.Tunnel, Suites: tunnel.Suites}
+	// What is not answered may be too large for the path.
+	target := noise.Target{Agent: l.remote, Tunnel: tunnel.Tunnel, Suites: tunnel.Suites, Small: a.tries >= smallAfter}
 	init, err := o.noise.Initiate(now.wall, l.local, target)
 	if err != nil {
 		o.log.Error("cannot begin a handshake", "agent", l.remote, "error", err)
