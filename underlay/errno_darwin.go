@@ -4,4 +4,7 @@ package underlay
 
 import "golang.org/x/sys/unix"
 
-const errAddressInUse = unix.EADDRINUSE
+const (
+	errAddressInUse = unix.EADDRINUSE
+	errMessageSize  = unix.EMSGSIZE
+)

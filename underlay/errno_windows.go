@@ -4,4 +4,7 @@ package underlay
 
 import "golang.org/x/sys/windows"
 
-const errAddressInUse = windows.WSAEADDRINUSE
+const (
+	errAddressInUse = windows.WSAEADDRINUSE
+	errMessageSize  = windows.WSAEMSGSIZE
+)

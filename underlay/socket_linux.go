@@ -248,10 +248,13 @@ func (s *socket) send(remote netip.AddrPort, local netip.Addr, b *Burst) error {
 		case errors.Is(err, unix.EAGAIN):
 			return err
 		}
-		// Others may be about the size, which a narrow path can't carry in one piece, or about the source.
+		// Others may be about the size, for which kernels have more than one error, or about the source.
 	}
 	var first error
 	for d := range b.Each {
+		if len(d) == b.Size && errors.Is(first, ErrTooBig) {
+			continue // as the others of this length were
+		}
 		if err := s.sendOne(remote, local, d, b.Class); err != nil && first == nil {
 			first = err
 		}
@@ -263,6 +266,9 @@ func (s *socket) sendOne(remote netip.AddrPort, local netip.Addr, d []byte, clas
 	err := s.message(remote, local, d, 0, class)
 	if err != nil && local.IsValid() && isStaleSource(err) {
 		err = s.message(remote, netip.Addr{}, d, 0, class)
+	}
+	if errors.Is(err, unix.EMSGSIZE) {
+		return ErrTooBig
 	}
 	return err
 }

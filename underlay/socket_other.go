@@ -82,6 +82,9 @@ func (s *socket) send(remote netip.AddrPort, local netip.Addr, b *Burst) error {
 		if err != nil && len(oob) > 0 && isStaleSource(err) {
 			_, _, err = s.conn.WriteMsgUDPAddrPort(d, nil, remote)
 		}
+		if errors.Is(err, errMessageSize) {
+			err = ErrTooBig
+		}
 		if err != nil && first == nil {
 			first = err
 		}

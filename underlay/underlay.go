@@ -38,6 +38,10 @@ var ErrNoRelay = errors.New("underlay: no such relay")
 // ErrFamily is returned for a path of an address family that this host does not have.
 var ErrFamily = errors.New("underlay: the host has no socket of this address family")
 
+// ErrTooBig is returned for a datagram that is longer than the host's own interface lets pass. That a narrower link further
+// on dropped one is never told: it has to be probed for.
+var ErrTooBig = errors.New("underlay: the datagram is too long for the interface")
+
 // Burst is datagrams that travel one path together, one after another in one buffer.
 type Burst struct {
 	Path Path
@@ -190,7 +194,8 @@ func (u *Underlay) Send(p Path, datagrams [][]byte) error {
 }
 
 // SendBurst sends the datagrams of a burst, of at most MaxBurst bytes and MaxSegments datagrams: in one system call, where
-// the system can. It waits a little while the socket is full. The burst may be reused when it returns.
+// the system can. It waits a little while the socket is full. The burst may be reused when it returns. With ErrTooBig those
+// datagrams that are short enough have been sent.
 func (u *Underlay) SendBurst(b *Burst) error {
 	if b.Path.Relay != 0 {
 		return ErrNoRelay

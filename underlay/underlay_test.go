@@ -235,3 +235,18 @@ func BenchmarkSendReceive(b *testing.B) {
 		}
 	}
 }
+
+func TestTooBig(t *testing.T) {
+	u := open(t)
+	for _, host := range []string{"127.0.0.1", "::1"} {
+		remote := netip.MustParseAddr(host)
+		if u.loopOf(remote.Is6()) < 0 {
+			continue
+		}
+		d := make([]byte, 1<<16)
+		err := u.Send(Path{Remote: netip.AddrPortFrom(remote, u.Port())}, [][]byte{d, d[:1]})
+		if !errors.Is(err, ErrTooBig) {
+			t.Errorf("%s: %v", host, err)
+		}
+	}
+}
