@@ -58,6 +58,14 @@ func TestTwoCoordinatorsOneRegistry(t *testing.T) {
 	lb := b.listen(t)
 	lb.synced()
 	la.until("b is online at the other", isPeer(b.public(), one.Authority(), func(p api.Peer) bool { return p.Online }))
+
+	// A call passes from one to the other.
+	noError(t, a.PutConsent(t.Context(), a.consentTo(b.public(), 1, nil)))
+	raw := a.signal(b.public(), 0)
+	noError(t, a.Signal(t.Context(), raw))
+	if e := lb.untilType(api.EventSignal); !bytes.Equal(e.Signal, raw) {
+		t.Errorf("%x", e.Signal)
+	}
 	lb.stop()
 	la.until("b is offline at the other", isPeer(b.public(), one.Authority(), func(p api.Peer) bool { return !p.Online }))
 

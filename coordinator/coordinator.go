@@ -155,7 +155,8 @@ func (c *Coordinator) open() (err error) {
 	if err := platform.WriteFileAtomic(filepath.Join(o.StateDir, rootFile), root, 0o644); err != nil {
 		return fmt.Errorf("the coordinator's state folder: %w", err)
 	}
-	if c.listener, err = net.Listen("tcp", o.Listen); err != nil {
+	listen := net.ListenConfig{KeepAliveConfig: api.KeepAlive()}
+	if c.listener, err = listen.Listen(context.Background(), "tcp", o.Listen); err != nil {
 		return fmt.Errorf("the coordinator's port: %w", err)
 	}
 	c.leaf = leafSource{ca: c.ca, names: c.names, now: o.Now}

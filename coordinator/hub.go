@@ -46,7 +46,11 @@ type subscription struct {
 
 	mu      sync.Mutex
 	pending map[note]struct{}
+	signals map[identity.AgentPublic][]byte // the latest of each sender
 }
+
+// maxSignals bounds how many agents' signals wait for a stream.
+const maxSignals = 64
 
 func newHub() *hub {
 	return &hub{
@@ -67,7 +71,7 @@ func (h *hub) run(parent context.Context, s *store.Store, started func()) error 
 		{s.Acceptances, h.acceptanceEntry}, {s.Presence, h.presenceEntry},
 	}
 	var ready sync.WaitGroup
-	ready.Add(len(watchers))
+	ready.Add(len(watchers) + 1)
 	for _, w := range watchers {
 		g.Go(func() error {
 			done := sync.OnceFunc(ready.Done)
@@ -75,6 +79,11 @@ func (h *hub) run(parent context.Context, s *store.Store, started func()) error 
 			return w.bucket.Watch(ctx, done, w.changed)
 		})
 	}
+	g.Go(func() error {
+		done := sync.OnceFunc(ready.Done)
+		defer done()
+		return s.Subscribe(ctx, signalSubject+"*.*", done, h.signal)
+	})
 	all := make(chan struct{})
 	go func() { ready.Wait(); close(all) }()
 	select {
@@ -150,11 +159,25 @@ func (h *hub) acceptanceEntry(c store.Change) {
 	}
 }
 
+// signal puts a call into the mailboxes of the agent that it is for. One that comes while many wait is lost: it is out of
+// date soon anyhow.
+func (h *hub) signal(subject string, raw []byte) {
+	keys, ok := parseKeys(strings.TrimPrefix(subject, signalSubject), 2)
+	if !ok {
+		return
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for s := range h.owners[keys[0]] {
+		s.addSignal(keys[1], raw)
+	}
+}
+
 // subscribe makes the mailbox of a stream of the agent. From now on it misses nothing that concerns the agent itself.
 func (h *hub) subscribe(owner identity.AgentPublic) *subscription {
 	s := &subscription{
 		hub: h, owner: owner, follows: make(map[identity.AgentPublic]struct{}), wake: make(chan struct{}, 1),
-		pending: make(map[note]struct{}),
+		pending: make(map[note]struct{}), signals: make(map[identity.AgentPublic][]byte),
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -184,6 +207,19 @@ func (s *subscription) add(n note) {
 	s.mu.Lock()
 	s.pending[n] = struct{}{}
 	s.mu.Unlock()
+	s.ring()
+}
+
+func (s *subscription) addSignal(from identity.AgentPublic, raw []byte) {
+	s.mu.Lock()
+	if _, waits := s.signals[from]; waits || len(s.signals) < maxSignals {
+		s.signals[from] = raw
+	}
+	s.mu.Unlock()
+	s.ring()
+}
+
+func (s *subscription) ring() {
 	select {
 	case s.wake <- struct{}{}:
 	default:
@@ -191,12 +227,12 @@ func (s *subscription) add(n note) {
 }
 
 // take empties the mailbox.
-func (s *subscription) take() map[note]struct{} {
+func (s *subscription) take() (map[note]struct{}, map[identity.AgentPublic][]byte) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	notes := s.pending
-	s.pending = make(map[note]struct{})
-	return notes
+	notes, signals := s.pending, s.signals
+	s.pending, s.signals = make(map[note]struct{}), make(map[identity.AgentPublic][]byte)
+	return notes, signals
 }
 
 func insert(m map[identity.AgentPublic]map[*subscription]struct{}, agent identity.AgentPublic, s *subscription) {

@@ -35,6 +35,7 @@ type server struct {
 	addresses *limiter[netip.Addr]
 	joins     *limiter[netip.Addr]
 	agents    *limiter[identity.AgentPublic]
+	signals   *signals
 	streams   slots
 }
 
@@ -44,6 +45,7 @@ func newServer(r *registry, h *hub, closing <-chan struct{}) *server {
 		addresses: newLimiter[netip.Addr](addressRate, addressBurst),
 		joins:     newLimiter[netip.Addr](joinRate, joinBurst),
 		agents:    newLimiter[identity.AgentPublic](agentRate, agentBurst),
+		signals:   newSignals(),
 		streams:   slots{used: make(map[identity.AgentPublic]int)},
 	}
 }
@@ -60,6 +62,7 @@ func (s *server) handler() http.Handler {
 	mux.Handle("GET /v1/agents", s.serve(s.members(s.getAgents)))
 	mux.Handle("GET /v1/agents/{q}", s.serve(s.members(s.getAgent)))
 	mux.Handle("POST /v1/consents", s.serve(s.members(s.postConsent)))
+	mux.Handle("POST /v1/signals", s.serve(s.members(s.postSignalRequest)))
 	mux.Handle("POST /v1/invites", s.serve(s.admins(s.postInvite)))
 	mux.Handle("GET /v1/invites", s.serve(s.admins(s.getInvites)))
 	mux.Handle("DELETE /v1/invites/{join}", s.serve(s.admins(s.deleteInviteRequest)))
@@ -112,6 +115,14 @@ func (s *server) postConsent(r *http.Request, c caller) (any, error) {
 		return nil, err
 	}
 	return nil, s.putConsent(r.Context(), c, req)
+}
+
+func (s *server) postSignalRequest(r *http.Request, c caller) (any, error) {
+	var req api.SignalRequest
+	if err := decodeBody(r.Body, &req); err != nil {
+		return nil, err
+	}
+	return nil, s.postSignal(r.Context(), c, req)
 }
 
 func (s *server) postInvite(r *http.Request, c caller) (any, error) {

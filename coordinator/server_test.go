@@ -248,7 +248,7 @@ func FuzzDecodeBody(f *testing.F) {
 	f.Add([]byte(`{"join":"join:AAAA","uses":1,"expires":"2026-01-01T00:00:00Z","tags":["a"]}`))
 	f.Add([]byte(`{"agent":"agent:x","name":"y"}`))
 	f.Fuzz(func(t *testing.T, data []byte) {
-		for _, v := range []any{&api.JoinRequest{}, &api.InviteRequest{}, &api.RecordRequest{}, &api.ConsentRequest{}, &api.RevokeRequest{}} {
+		for _, v := range []any{&api.JoinRequest{}, &api.InviteRequest{}, &api.RecordRequest{}, &api.ConsentRequest{}, &api.RevokeRequest{}, &api.SignalRequest{}} {
 			err := decodeBody(bytes.NewReader(data), v)
 			if err != nil && !api.HasCode(err, api.CodeBadRequest) {
 				t.Errorf("%v", err)

@@ -8,6 +8,7 @@ import (
 	"crypto/sha256"
 	"encoding/json"
 	"errors"
+	"maps"
 	"net/netip"
 	"slices"
 	"time"
@@ -158,10 +159,8 @@ func (s *stream) changes(ctx context.Context) error {
 	if err := s.self(ctx); err != nil {
 		return err
 	}
-	var notes []note
-	for n := range s.sub.take() {
-		notes = append(notes, n)
-	}
+	pending, signals := s.sub.take()
+	notes := slices.Collect(maps.Keys(pending))
 	slices.SortFunc(notes, func(a, b note) int { return int(b.kind) - int(a.kind) })
 	for _, n := range notes {
 		var err error
@@ -175,6 +174,11 @@ func (s *stream) changes(ctx context.Context) error {
 			_, err = s.showPeer(ctx, n.agent)
 		}
 		if err != nil {
+			return err
+		}
+	}
+	for _, raw := range signals {
+		if err := s.send(api.Event{Type: api.EventSignal, Signal: raw}); err != nil {
 			return err
 		}
 	}

@@ -63,7 +63,7 @@ func NewClient(o ClientOptions) (*Client, error) {
 		o.Now = time.Now
 	}
 	if o.Dial == nil {
-		o.Dial = (&net.Dialer{Timeout: handshakeLimit}).DialContext
+		o.Dial = (&net.Dialer{Timeout: handshakeLimit, KeepAliveConfig: KeepAlive()}).DialContext
 	}
 	c := &Client{}
 	for _, a := range o.Addresses {
@@ -93,6 +93,12 @@ func NewClient(o ClientOptions) (*Client, error) {
 		return http.ErrUseLastResponse // a coordinator has no reason to send a client elsewhere
 	}}
 	return c, nil
+}
+
+// KeepAlive is for the TCP connections between clients and coordinators. A stream has its own pings, so that TCP asks only
+// when those stay away: by Go's default it would ask every 15 seconds, and idle hosts would never sleep.
+func KeepAlive() net.KeepAliveConfig {
+	return net.KeepAliveConfig{Enable: true, Idle: PingInterval + 15*time.Second, Interval: 15 * time.Second, Count: 4}
 }
 
 // CloseIdleConnections closes connections that are kept for later calls.
@@ -167,6 +173,11 @@ func askable(q string) bool {
 // PutConsent stores a signed consent or withdrawal of the caller.
 func (c *Client) PutConsent(ctx context.Context, consent []byte) error {
 	return c.call(ctx, http.MethodPost, "/v1/consents", ConsentRequest{Consent: consent}, nil)
+}
+
+// Signal calls another agent: its node is told to reach out now, if it listens. The coordinator keeps nothing of it.
+func (c *Client) Signal(ctx context.Context, signal []byte) error {
+	return c.call(ctx, http.MethodPost, "/v1/signals", SignalRequest{Signal: signal}, nil)
 }
 
 // CreateInvite makes a join key known. Only agents with TagAdmin may.

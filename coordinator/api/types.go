@@ -21,10 +21,11 @@ const (
 	MaxUses = 4096
 	// MaxInviteLife is the longest life of a join key.
 	MaxInviteLife = 366 * 24 * time.Hour
-	// PingInterval is how often a coordinator sends a ping event on each stream.
-	PingInterval = 15 * time.Second
+	// PingInterval is how often a coordinator sends a ping event on each stream. It is rare, for hosts that are idle, and still
+	// below the minute after which some NATs forget a connection.
+	PingInterval = 45 * time.Second
 	// SilenceLimit is how long a stream may be silent before the client gives it up.
-	SilenceLimit = 45 * time.Second
+	SilenceLimit = 120 * time.Second
 	// TagAdmin in a certificate allows its agent to invite and to revoke.
 	TagAdmin = "admin"
 )
@@ -92,6 +93,11 @@ type ConsentRequest struct {
 	Consent []byte `json:"consent"`
 }
 
+// SignalRequest calls another agent, which consents to the caller and to which the caller consents.
+type SignalRequest struct {
+	Signal []byte `json:"signal"` // identity.Signal
+}
+
 // InviteRequest makes a join key known. Its secret half never reaches the coordinator.
 type InviteRequest struct {
 	Join         identity.JoinPublic `json:"join"`
@@ -136,6 +142,7 @@ const (
 	EventSynced     = "synced"      // the snapshot is complete; Observed is set
 	EventPing       = "ping"        // the stream is alive
 	EventInviteUsed = "invite-used" // Peer has joined by an invite of the caller
+	EventSignal     = "signal"      // Signal is set: another agent calls the caller, and wants an answer now
 )
 
 // Event is one line of a stream.
@@ -144,5 +151,6 @@ type Event struct {
 	Peer       *Peer         `json:"peer,omitempty"`
 	Consent    *ConsentEntry `json:"consent,omitempty"`
 	Revocation []byte        `json:"revocation,omitempty"` // identity.Revocation
+	Signal     []byte        `json:"signal,omitempty"`     // identity.Signal
 	Observed   netip.Addr    `json:"observed,omitzero"`    // the caller's address as the coordinator sees it
 }

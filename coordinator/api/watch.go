@@ -91,7 +91,8 @@ func (e Event) check() error {
 		return errors.New("it has no type")
 	case (e.Type == EventPeer || e.Type == EventInviteUsed) && e.Peer == nil,
 		e.Type == EventConsent && e.Consent == nil,
-		e.Type == EventRevocation && len(e.Revocation) == 0:
+		e.Type == EventRevocation && len(e.Revocation) == 0,
+		e.Type == EventSignal && len(e.Signal) == 0:
 		return fmt.Errorf("%q lacks its content", e.Type)
 	}
 	return nil

@@ -18,8 +18,8 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 )
 
-// PresenceLife is how long an entry in Presence lives after its last Put.
-const PresenceLife = 45 * time.Second
+// PresenceLife is how long an entry in Presence lives after its last Put: three times the interval of the puts.
+const PresenceLife = 135 * time.Second
 
 const (
 	startLimit = 30 * time.Second
@@ -134,8 +134,10 @@ func (s *Store) prepare(ctx context.Context) error {
 		// Its life is that of this process. In another NATS it must outlive a restart, because only Open makes buckets.
 		presence.Storage = jetstream.MemoryStorage
 	}
-	s.Presence, err = s.open(ctx, presence)
-	if err != nil {
+	if s.Presence, err = s.open(ctx, presence); err != nil {
+		return err
+	}
+	if err := s.lengthen(ctx, presence); err != nil {
 		return err
 	}
 	return s.openAudit(ctx)
@@ -169,6 +171,23 @@ func (s *Store) create(ctx context.Context, conf jetstream.KeyValueConfig) (jets
 		return nil, err
 	}
 	return s.js.KeyValue(ctx, conf.Bucket)
+}
+
+// lengthen gives the entries of a bucket that an earlier version made the life that they need now: they are put less often.
+func (s *Store) lengthen(ctx context.Context, conf jetstream.KeyValueConfig) error {
+	stream, err := s.js.Stream(ctx, "KV_"+conf.Bucket)
+	if err != nil {
+		return fmt.Errorf("store: opening %s: %w", conf.Bucket, err)
+	}
+	sc := stream.CachedInfo().Config
+	if sc.MaxAge == 0 || sc.MaxAge >= conf.TTL {
+		return nil
+	}
+	sc.MaxAge, sc.SubjectDeleteMarkerTTL = conf.TTL, conf.LimitMarkerTTL
+	if _, err := s.js.UpdateStream(ctx, sc); err != nil {
+		return fmt.Errorf("store: changing %s: %w", conf.Bucket, err)
+	}
+	return nil
 }
 
 // replicas of a new bucket: three where NATS is a cluster.

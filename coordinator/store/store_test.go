@@ -8,7 +8,9 @@ import (
 	"log/slog"
 	"sync"
 	"testing"
+	"time"
 
+	"github.com/nats-io/nats.go/jetstream"
 	"go.uber.org/goleak"
 )
 
@@ -131,6 +133,45 @@ func TestReopenKeepsWhatWasAnswered(t *testing.T) {
 	want(t, err, nil)
 	if stream.Purge(t.Context()) == nil || stream.DeleteMsg(t.Context(), 1) == nil {
 		t.Error("the audit trail can be cut")
+	}
+}
+
+func TestPublish(t *testing.T) {
+	s := open(t, t.TempDir())
+	ctx, cancel := context.WithCancel(t.Context())
+	started, ended := make(chan struct{}), make(chan error, 1)
+	type message struct{ subject, data string }
+	heard := make(chan message, 10)
+	want(t, s.Publish("x.early", []byte("nobody listens")), nil)
+	go func() {
+		ended <- s.Subscribe(ctx, "x.*", func() { close(started) }, func(subject string, data []byte) { heard <- message{subject, string(data)} })
+	}()
+	<-started
+	want(t, s.Publish("y.a", []byte("0")), nil)
+	want(t, s.Publish("x.a", []byte("1")), nil)
+	if m := <-heard; m != (message{"x.a", "1"}) {
+		t.Errorf("%+v", m)
+	}
+	cancel()
+	want(t, <-ended, context.Canceled)
+	s.Close()
+	want(t, s.Publish("x.a", nil), ErrUnavailable)
+}
+
+// A registry of an earlier version lets entries live for a shorter time than they are now put again.
+func TestPresenceIsLengthened(t *testing.T) {
+	s := open(t, t.TempDir())
+	short := jetstream.KeyValueConfig{Bucket: "short", TTL: time.Minute / 2, LimitMarkerTTL: time.Minute / 2, Storage: jetstream.MemoryStorage}
+	_, err := s.js.CreateKeyValue(t.Context(), short)
+	want(t, err, nil)
+	short.TTL, short.LimitMarkerTTL = PresenceLife, PresenceLife
+	for range 2 {
+		want(t, s.lengthen(t.Context(), short), nil)
+	}
+	stream, err := s.js.Stream(t.Context(), "KV_short")
+	want(t, err, nil)
+	if c := stream.CachedInfo().Config; c.MaxAge != PresenceLife || c.SubjectDeleteMarkerTTL != PresenceLife {
+		t.Errorf("%v, %v", c.MaxAge, c.SubjectDeleteMarkerTTL)
 	}
 }
 
