@@ -46,6 +46,7 @@ type fixture struct {
 	withdrawn   Consent
 	acceptance  Acceptance
 	revocation  Revocation
+	relay       RelayStatement
 }
 
 func must[T any](v T, err error) T {
@@ -86,6 +87,10 @@ func newFixture() fixture {
 	f.withdrawn = must(Consent{Network: network, To: f.bob.Public(), Serial: 1790000000789, Withdrawn: true}.Sign(f.alice))
 	f.acceptance = must(Acceptance{Network: network, Agent: f.bob.Public()}.Sign(f.join))
 	f.revocation = must(Revocation{Agent: f.bob.Public(), Serial: 9, Time: f.now, Reason: "left"}.Sign(f.authority))
+	f.relay = must(RelayStatement{
+		Key: f.bob.Public(), Name: "eu-1", Region: "eu", Jurisdiction: "eu-de", Addresses: []string{"192.0.2.10:7745", "r.example.org:443"},
+		UDP: 7745, NotBefore: f.now, NotAfter: f.now.Add(24 * time.Hour), Serial: 1790000000321,
+	}.Sign(f.authority))
 	return f
 }
 
@@ -105,6 +110,7 @@ func (f fixture) statements() map[string]struct {
 	consent := func(b []byte, n AuthorityPublic) error { _, err := OpenConsent(b, n); return err }
 	acceptance := func(b []byte, n AuthorityPublic) error { _, err := OpenAcceptance(b, n); return err }
 	revocation := func(b []byte, n AuthorityPublic) error { _, err := OpenRevocation(b, n); return err }
+	relay := func(b []byte, n AuthorityPublic) error { _, err := OpenRelayStatement(b, n); return err }
 	return map[string]entry{
 		"certificate":       {f.certificate.Raw(), certificate},
 		"tunnel":            {f.statement.Raw(), statement},
@@ -116,6 +122,7 @@ func (f fixture) statements() map[string]struct {
 		"consent-withdrawn": {f.withdrawn.Raw(), consent},
 		"acceptance":        {f.acceptance.Raw(), acceptance},
 		"revocation":        {f.revocation.Raw(), revocation},
+		"relay":             {f.relay.Raw(), relay},
 	}
 }
 
@@ -137,6 +144,7 @@ func TestVectors(t *testing.T) {
 		"prefix":         NetworkPrefix(network).String(),
 		"service":        ServiceAddress(NetworkPrefix(network)).String(),
 		"agent-address":  Address(network, f.alice.Public()).String(),
+		"relay-id":       fmt.Sprintf("%08x", RelayID(f.bob.Public())),
 		"peer-address":   Address(network, f.bob.Public()).String(),
 		"invite": must(Invite{
 			NetworkName: "pilot", Authority: network, Coordinators: []string{"192.0.2.10:7745"}, Key: f.join,
@@ -192,6 +200,11 @@ func TestOpenRoundTrip(t *testing.T) {
 	}
 	if r := must(OpenRevocation(f.revocation.Raw(), network)); r.Serial != 9 || r.Reason != "left" || !r.Time.Equal(f.now) {
 		t.Errorf("revocation came back as %+v", r)
+	}
+	if r := must(OpenRelayStatement(f.relay.Raw(), network)); r.Key != f.bob.Public() || r.Name != "eu-1" || r.Region != "eu" ||
+		r.Jurisdiction != "eu-de" || r.UDP != 7745 || !slices.Equal(r.Addresses, f.relay.Addresses) || r.Serial != 1790000000321 ||
+		r.ID() != RelayID(f.bob.Public()) || r.ValidAt(f.now) != nil || !errors.Is(r.ValidAt(f.now.Add(24*time.Hour)), ErrExpired) {
+		t.Errorf("relay came back as %+v", r)
 	}
 }
 
@@ -297,6 +310,8 @@ func TestNullIsNoList(t *testing.T) {
 	}{
 		"certificate tags": {certificateDomain, JoinKey(f.authority), []any{n[:], agent[:], "planner", nil, "", 1, 2, 3},
 			func(b []byte) error { _, err := OpenCertificate(b, network); return err }},
+		"relay addresses": {relayDomain, JoinKey(f.authority), []any{n[:], agent[:], "eu-1", "", "", nil, 1, 1, 2, 3},
+			func(b []byte) error { _, err := OpenRelayStatement(b, network); return err }},
 		"record endpoints": {recordDomain, JoinKey(f.alice), []any{n[:], agent[:], 1, nil, []any{}},
 			func(b []byte) error { _, err := OpenRecord(b, network); return err }},
 		"endpoints of a record without relays": {recordDomain, JoinKey(f.alice), []any{n[:], agent[:], 1, nil},
@@ -381,6 +396,18 @@ func TestFieldRanges(t *testing.T) {
 		},
 		"consent to oneself": func() error {
 			_, err := Consent{Network: network, To: f.alice.Public()}.Sign(f.alice)
+			return err
+		},
+		"relay without an address": func() error {
+			_, err := RelayStatement{Key: f.bob.Public(), Name: "eu-1", NotAfter: f.now}.Sign(f.authority)
+			return err
+		},
+		"relay without a key": func() error {
+			_, err := RelayStatement{Name: "eu-1", Addresses: []string{"a:1"}, NotAfter: f.now}.Sign(f.authority)
+			return err
+		},
+		"relay in a region of two lines": func() error {
+			_, err := RelayStatement{Key: f.bob.Public(), Name: "eu-1", Region: "e\nu", Addresses: []string{"a:1"}, NotAfter: f.now}.Sign(f.authority)
 			return err
 		},
 		"ports the wrong way round": func() error {

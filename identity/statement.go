@@ -20,6 +20,7 @@ const (
 	MaxRecord          = 1024
 	MaxSignal          = 1024
 	MaxRevocation      = 512
+	MaxRelayStatement  = 1024
 )
 
 // Largest counts and lengths of fields.
