@@ -36,13 +36,19 @@ func (h *Host) Connect(b *Bridge, address string) *Link {
 	l.fabric.must("ip", "link", "set", k.port, "master", b.name)
 	l.fabric.must("ip", "link", "set", k.port, "up")
 	// No address goes through duplicate detection: it would be unusable for a second.
-	h.must("sysctl", "-q", "-w", "net.ipv6.conf."+k.name+".accept_dad=0")
+	h.must("sysctl", "-q", "-w", "net.ipv6.conf.all.accept_dad=0", "net.ipv6.conf."+k.name+".accept_dad=0")
 	h.must("ip", "link", "set", k.name, "up")
 	h.must("ip", "addr", "add", address, "dev", k.name)
 	return k
 }
 
-// Gateway makes the router at address the host's default route.
+// Add gives the interface one more address, in CIDR form.
+func (k *Link) Add(address string) {
+	k.host.lab.tb.Helper()
+	k.host.must("ip", "addr", "add", address, "dev", k.name)
+}
+
+// Gateway makes the router at address the host's default route for its kind of addresses.
 func (k *Link) Gateway(address string) {
 	k.host.lab.tb.Helper()
 	k.gateway = address
