@@ -38,7 +38,8 @@ func StartBackground(exe string, args []string, logFile string) (pid int, err er
 func backgroundEnv(env []string) []string {
 	keep := []string{
 		"PATH", "HOME", "USER", "LOGNAME", "LANG", "TZ", "TMPDIR", "TEMP", "TMP", "XDG_RUNTIME_DIR",
-		"PILOT_STATE", "DBUS_SYSTEM_BUS_ADDRESS", "SSL_CERT_FILE", "SSL_CERT_DIR", "NO_PROXY",
+		"PILOT_STATE", "DBUS_SYSTEM_BUS_ADDRESS", "SSL_CERT_FILE", "SSL_CERT_DIR",
+		"NO_PROXY", "PILOT_PROXY_AUTH_FILE", "PILOT_PROXY_AUTH_COMMAND",
 		"GODEBUG", "GOMAXPROCS", "GOMEMLIMIT", "GOGC", "GOTRACEBACK", "GOCOVERDIR",
 		"SYSTEMROOT", "WINDIR", "SYSTEMDRIVE", "PROGRAMDATA", "PROGRAMFILES", "COMSPEC", "PATHEXT",
 		"LOCALAPPDATA", "APPDATA", "USERPROFILE",
@@ -50,7 +51,7 @@ func backgroundEnv(env []string) []string {
 		switch {
 		case slices.Contains(keep, upper), strings.HasPrefix(upper, "LC_"):
 			out = append(out, kv)
-		case (upper == "HTTPS_PROXY" || upper == "HTTP_PROXY") && !strings.Contains(value, "@"):
+		case (upper == "HTTPS_PROXY" || upper == "HTTP_PROXY" || upper == "ALL_PROXY") && !strings.Contains(value, "@"):
 			out = append(out, kv) // with an '@' it holds a password
 		}
 	}

@@ -79,8 +79,9 @@ func TestBackgroundErrors(t *testing.T) {
 }
 
 func TestBackgroundEnvironment(t *testing.T) {
-	in := []string{"PATH=/bin", "LC_ALL=C", "TOKEN=x", "https_proxy=http://p:1", "HTTP_PROXY=http://u:p@p:1", "PATHS=x", "home=/h", "=x", "x"}
-	want := []string{"PATH=/bin", "LC_ALL=C", "https_proxy=http://p:1", "home=/h"}
+	in := []string{"PATH=/bin", "LC_ALL=C", "TOKEN=x", "https_proxy=http://p:1", "HTTP_PROXY=http://u:p@p:1", "PATHS=x", "home=/h", "=x", "x",
+		"ALL_PROXY=http://p:1", "all_proxy=socks5://u:p@p:1", "PILOT_PROXY_AUTH_FILE=/f"}
+	want := []string{"PATH=/bin", "LC_ALL=C", "https_proxy=http://p:1", "home=/h", "ALL_PROXY=http://p:1", "PILOT_PROXY_AUTH_FILE=/f"}
 	if got := backgroundEnv(in); !slices.Equal(got, want) {
 		t.Errorf("%q, want %q", got, want)
 	}

@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/pilot-protocol/pilot/identity"
+	"github.com/pilot-protocol/pilot/platform/proxy"
 )
 
 const (
@@ -39,7 +40,7 @@ type ClientOptions struct {
 	Authority identity.AuthorityPublic
 	// Key proves who calls. With a zero key only Network works.
 	Key identity.AgentKey
-	// Dial makes TCP connections; nil means net.Dialer. A proxy that HTTPS_PROXY names is dialled with it too.
+	// Dial makes TCP connections; nil: as the environment asks for, through a proxy where it names one.
 	Dial func(ctx context.Context, network, addr string) (net.Conn, error)
 	// Now is the clock for certificates; nil means time.Now.
 	Now func() time.Time
@@ -63,7 +64,8 @@ func NewClient(o ClientOptions) (*Client, error) {
 		o.Now = time.Now
 	}
 	if o.Dial == nil {
-		o.Dial = (&net.Dialer{Timeout: handshakeLimit, KeepAliveConfig: KeepAlive()}).DialContext
+		direct := &net.Dialer{Timeout: handshakeLimit, KeepAliveConfig: KeepAlive()}
+		o.Dial = proxy.New(proxy.Options{Dial: direct.DialContext}).DialContext
 	}
 	c := &Client{}
 	for _, a := range o.Addresses {
@@ -85,7 +87,7 @@ func NewClient(o ClientOptions) (*Client, error) {
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(true)
 	c.transport = &http.Transport{
-		Proxy: http.ProxyFromEnvironment, DialContext: o.Dial, TLSClientConfig: conf, Protocols: protocols,
+		DialContext: o.Dial, TLSClientConfig: conf, Protocols: protocols,
 		TLSHandshakeTimeout: handshakeLimit, ResponseHeaderTimeout: firstByteLimit, IdleConnTimeout: idleConnections,
 		MaxResponseHeaderBytes: maxHeader, MaxIdleConnsPerHost: 2,
 	}
