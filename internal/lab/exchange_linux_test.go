@@ -29,29 +29,6 @@ func randomBytes() *rand.ChaCha8 {
 	return rand.NewChaCha8(seed)
 }
 
-// listenOn opens a TCP listener on a host.
-func listenOn(h *Host, at netip.AddrPort) (listener *net.TCPListener, err error) {
-	err = h.In(func() (err error) {
-		listener, err = net.ListenTCP("tcp", net.TCPAddrFromAddrPort(at))
-		return err
-	})
-	return listener, err
-}
-
-// dialFrom opens a TCP connection from a host. All that happens on it has to happen before the context's deadline.
-func dialFrom(ctx context.Context, h *Host, to netip.AddrPort) (conn *net.TCPConn, err error) {
-	end, _ := ctx.Deadline()
-	err = h.In(func() error {
-		c, err := (&net.Dialer{Deadline: end}).Dial("tcp", to.String())
-		if err == nil {
-			conn = c.(*net.TCPConn)
-			err = conn.SetDeadline(end)
-		}
-		return err
-	})
-	return conn, err
-}
-
 // exchange sends this many random bytes in both directions at once over one TCP connection between two hosts, and
 // compares the hashes of what was sent and what arrived.
 func exchange(ctx context.Context, from, to *Host, at netip.AddrPort, size int64) error {

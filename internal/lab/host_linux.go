@@ -31,6 +31,7 @@ type Host struct {
 
 	mu        sync.Mutex
 	processes []*Process
+	env       []string
 }
 
 // holderScript is process 1 of a host: it gives the host its own file system view, says that it is ready, and waits
@@ -136,6 +137,13 @@ func (h *Host) Resolvers(addresses ...string) {
 	if err := os.WriteFile(h.Path("/etc/resolv.conf"), []byte(b.String()), 0o644); err != nil {
 		h.lab.tb.Fatalf("lab: host %s: %v", h.name, err)
 	}
+}
+
+// Setenv sets a variable for the programs that are started on the host from now on.
+func (h *Host) Setenv(name, value string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.env = append(h.env, name+"="+value)
 }
 
 // In runs fn on a thread that is in the host's namespaces: sockets that it opens are the host's, and so are the

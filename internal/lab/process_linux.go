@@ -202,7 +202,7 @@ func lookPath(name string) (string, bool) {
 	return "", false
 }
 
-// environ is the whole environment of a host's programs: nothing of the caller's gets in.
+// environ is the whole environment of a host's programs: nothing of the caller's gets in, and what Setenv said.
 func (h *Host) environ() []string {
 	env := []string{
 		"PATH=" + searchPath, "HOME=" + h.Home(), "LANG=C.UTF-8", "TERM=dumb", "USER=root", "LOGNAME=root",
@@ -211,7 +211,9 @@ func (h *Host) environ() []string {
 	if dir := os.Getenv("GOCOVERDIR"); dir != "" {
 		env = append(env, "GOCOVERDIR="+dir)
 	}
-	return env
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return append(env, h.env...)
 }
 
 // lockedBuffer is a buffer that may be read while a program still writes to it.
