@@ -113,13 +113,14 @@ func (u *Underlay) TryReceive(loop int, bursts []Burst) (int, error) {
 	return u.receive(loop, bursts, false)
 }
 
-// Descriptors are those of the loops' sockets, in their order, for poll(2). They stay what they are until Close.
+// Descriptors are those of the loops, in their order, for poll(2). They stay what they are until Close.
 func (u *Underlay) Descriptors() []int {
 	fds := make([]int, len(u.sockets))
 	for i, s := range u.sockets {
 		fds[i] = s.fd
 	}
-	return fds
+	u.ring.polled.Store(true)
+	return append(fds, u.ring.bell.fd)
 }
 
 // close ends a waiting receive and closes the socket.

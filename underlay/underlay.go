@@ -14,6 +14,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"syscall"
+
+	"golang.org/x/sync/errgroup"
 )
 
 // Path is one way for datagrams to travel. It is a plain value: compare it with ==.
@@ -84,6 +86,8 @@ type Underlay struct {
 	port    uint16
 	v4, v6  *socket // either may be nil, not both
 	sockets []*socket
+	ring    *ring // the last loop's
+	fan     *fan
 	closed  chan struct{}
 	once    sync.Once
 
@@ -101,13 +105,19 @@ func New(o Options) (*Underlay, error) {
 	if u.log == nil {
 		u.log = slog.New(slog.DiscardHandler)
 	}
-	err := u.open(o.Port)
-	if err != nil {
+	var err error
+	if u.ring, err = newRing(); err != nil {
+		return nil, fmt.Errorf("underlay: %w", err)
+	}
+	if u.fan, err = newFan(); err != nil {
+		return nil, errors.Join(fmt.Errorf("underlay: %w", err), u.ring.close())
+	}
+	if err = u.open(o.Port); err != nil {
 		if o.Port != 0 {
 			u.log.Warn("UDP port is taken, using a free one", "port", o.Port, "error", err)
 		}
 		if err = u.openFree(); err != nil {
-			return nil, err
+			return nil, errors.Join(err, u.ring.close(), u.fan.close())
 		}
 	}
 	for _, s := range []*socket{u.v4, u.v6} {
@@ -152,14 +162,22 @@ func (u *Underlay) open(port uint16) error {
 	return nil
 }
 
-// Run keeps the sockets open until ctx ends, then closes them. It returns nil when ctx ended.
+// Run does what the underlay does by itself until ctx ends or Close is called, and closes it. It returns nil then.
 func (u *Underlay) Run(ctx context.Context) error {
-	select {
-	case <-ctx.Done():
-		return u.Close()
-	case <-u.closed:
-		return nil
-	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error {
+		select {
+		case <-ctx.Done():
+			return u.Close()
+		case <-u.closed:
+			cancel()
+			return nil
+		}
+	})
+	group.Go(func() error { u.fan.read(ctx, u.ring.put); return nil })
+	return group.Wait()
 }
 
 // Close closes the sockets: Receive returns net.ErrClosed from then on. It may be called more than once.
@@ -170,6 +188,7 @@ func (u *Underlay) Close() error {
 		for _, s := range u.sockets {
 			err = errors.Join(err, s.close())
 		}
+		err = errors.Join(err, u.fan.close(), u.ring.close())
 	})
 	return err
 }
@@ -177,8 +196,8 @@ func (u *Underlay) Close() error {
 // Port returns the UDP port that the sockets listen on.
 func (u *Underlay) Port() uint16 { return u.port }
 
-// Loops returns how many sockets there are, which is how many goroutines may call Receive, one for each.
-func (u *Underlay) Loops() int { return len(u.sockets) }
+// Loops returns how many goroutines may call Receive: one for each socket, and the last for all other ways.
+func (u *Underlay) Loops() int { return len(u.sockets) + 1 }
 
 // Send sends the datagrams along one path, in order. It sends all of them even if some fail, and returns the first
 // error. The datagrams may be reused when it returns.
@@ -197,9 +216,17 @@ func (u *Underlay) Send(p Path, datagrams [][]byte) error {
 // the system can. It waits a little while the socket is full. The burst may be reused when it returns. With ErrTooBig those
 // datagrams that are short enough have been sent.
 func (u *Underlay) SendBurst(b *Burst) error {
-	if b.Path.Relay != 0 {
+	switch {
+	case b.Path.Relay != 0:
 		return ErrNoRelay
+	case b.Path.Socket != 0:
+		return u.fan.send(b)
 	}
+	return u.sendDirect(b)
+}
+
+// sendDirect sends from the node's port.
+func (u *Underlay) sendDirect(b *Burst) error {
 	remote, local := b.Path.Remote, b.Path.Local
 	s := u.v6
 	if remote.Addr().Is4() || remote.Addr().Is4In6() {
@@ -213,7 +240,7 @@ func (u *Underlay) SendBurst(b *Burst) error {
 	return s.send(remote, local, b)
 }
 
-// Receive waits for datagrams on one of the sockets, with loop below Loops. Each burst's Data must have a capacity of
+// Receive waits for datagrams of one of the loops. Each burst's Data must have a capacity of
 // ReceiveSize; it is filled from its beginning. Receive returns how many bursts there were, at least one, or
 // net.ErrClosed after Close. Errors of the network, such as an ICMP error about an earlier datagram, do not end it.
 func (u *Underlay) Receive(loop int, bursts []Burst) (int, error) {
@@ -221,7 +248,10 @@ func (u *Underlay) Receive(loop int, bursts []Burst) (int, error) {
 }
 
 func (u *Underlay) receive(loop int, bursts []Burst, wait bool) (int, error) {
-	if loop < 0 || loop >= len(u.sockets) {
+	switch {
+	case loop == len(u.sockets):
+		return u.ring.receive(bursts, wait)
+	case loop < 0 || loop > len(u.sockets):
 		return 0, net.ErrClosed
 	}
 	s := u.sockets[loop]
