@@ -19,8 +19,8 @@ import (
 const (
 	signalRate, signalBurst = rate.Limit(5), 100  // of one agent to all others
 	pairRate, pairBurst     = rate.Limit(0.25), 4 // of one agent to another one
-	// signalAge is how far the time in a signal may be from this coordinator's. Older ones are of no use to anybody.
-	signalAge = time.Minute
+	// signalAge is how far the time in a signal may be from this coordinator's, as in handshakes: clocks differ.
+	signalAge = 5 * time.Minute
 )
 
 // pair is a direction between two agents.
@@ -90,7 +90,7 @@ func (s *server) postSignal(ctx context.Context, c caller, req api.SignalRequest
 		return fail(api.CodeForbidden, "", "the signal is another agent's")
 	}
 	if at := time.UnixMilli(int64(min(signal.Serial, maxSerial))); at.Before(now.Add(-signalAge)) || at.After(now.Add(signalAge)) {
-		return fail(api.CodeBadRequest, "Check this host's clock.", "the signal is not of this minute")
+		return fail(api.CodeBadRequest, "Check this host's clock.", "the signal is not of these minutes")
 	}
 	p := pair{signal.From, signal.To}
 	if !s.signals.pairs.allow(p, now) {

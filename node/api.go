@@ -119,8 +119,18 @@ func (n *Node) Ping(ctx context.Context, r localapi.PingRequest) (localapi.PingR
 	if err != nil {
 		return localapi.PingResult{}, explain(err)
 	}
-	result.RTT, result.Path = milliseconds(echo.RTT), describePath(echo.Path)
-	return result, nil
+	result.RTT = milliseconds(echo.RTT)
+	carried := m.engine.overlay.Status()
+	err = n.view(func(m *membership) error {
+		result.Path, result.PathKind, result.Relay = m.book.describePath(echo.Path)
+		for _, l := range carried.Peers {
+			if l.Agent == agent && result.PathKind == localapi.PathRelay {
+				result.Why = l.Why
+			}
+		}
+		return nil
+	})
+	return result, err
 }
 
 // requireTrust says which consent is missing, and what gives it.

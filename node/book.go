@@ -41,6 +41,7 @@ type book struct {
 	revoked     map[identity.AgentPublic]identity.Revocation
 	answered    map[identity.AgentPublic]uint64
 	outbox      []identity.Consent
+	relays      []identity.RelayStatement // as the coordinator listed them last
 }
 
 // link is one direction between two agents.
@@ -116,14 +117,15 @@ func (b *book) load(s savedNode) error {
 		}
 		b.outbox = append(b.outbox, c)
 	}
-	return nil
+	_, err = b.setRelays(s.Relays)
+	return err
 }
 
 // save writes the book's part of s.
 func (b *book) save(s *savedNode) {
 	s.Certificate = b.certificate.Raw()
 	s.Pins = maps.Clone(b.pins)
-	s.Peers, s.Consents, s.Revocations, s.Answered, s.Outbox = nil, nil, nil, nil, nil
+	s.Peers, s.Consents, s.Revocations, s.Answered, s.Outbox, s.Relays = nil, nil, nil, nil, nil, nil
 	s.Mismatches = map[string][]byte{}
 	for _, agent := range b.sortedPeers() {
 		p := b.peers[agent]
@@ -149,6 +151,9 @@ func (b *book) save(s *savedNode) {
 	}
 	for _, c := range b.outbox {
 		s.Outbox = append(s.Outbox, c.Raw())
+	}
+	for _, r := range b.relays {
+		s.Relays = append(s.Relays, r.Raw())
 	}
 }
 

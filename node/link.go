@@ -57,12 +57,25 @@ func (n *Node) follow(ctx context.Context, m *membership) error {
 		if ctx.Err() != nil {
 			return nil
 		}
+		select {
+		case <-m.hurry: // this host moved or slept
+			b.Reset()
+			continue
+		default:
+		}
 		wait := b.NextBackOff()
 		n.setLink(m, coordinatorLink{err: err, nextTry: n.now().Add(wait)})
 		n.log.Warn("the coordinator is not reachable", "error", err, "next_try", wait.Round(time.Millisecond))
-		if !pause(ctx, wait) {
+		t := time.NewTimer(wait)
+		select {
+		case <-ctx.Done():
+			t.Stop()
 			return nil
+		case <-m.hurry:
+			b.Reset()
+		case <-t.C:
 		}
+		t.Stop()
 	}
 }
 
@@ -85,6 +98,11 @@ func (n *Node) setLink(m *membership, l coordinatorLink) {
 
 // followOnce reads one stream to its end. The snapshot at its beginning is applied as a whole.
 func (n *Node) followOnce(ctx context.Context, m *membership, connected func()) error {
+	ctx, hangUp := context.WithCancel(ctx)
+	defer hangUp()
+	n.mu.Lock()
+	m.hangUp = hangUp
+	n.mu.Unlock()
 	var snapshot []api.Event
 	synced := false
 	for event, err := range m.client.Load().Watch(ctx) {
@@ -102,6 +120,10 @@ func (n *Node) followOnce(ctx context.Context, m *membership, connected func()) 
 			poke(m.renew)
 			n.markSynced(m)
 		case event.Type == api.EventPing:
+		case event.Type == api.EventSignal:
+			if err := n.called(m, event.Signal); err != nil {
+				n.log.Debug("a signal is not taken", "error", err)
+			}
 		case synced:
 			n.take(m, []api.Event{event})
 		default:
@@ -184,8 +206,12 @@ func (n *Node) publish(ctx context.Context, m *membership) error {
 func (n *Node) publishOnce(ctx context.Context, m *membership) error {
 	ctx, cancel := context.WithTimeout(ctx, askLimit)
 	defer cancel()
+	here := m.engine.underlay.Status()
+	n.mu.Lock()
+	serial := max(uint64(n.now().UnixMilli()), m.told.Serial+1)
+	n.mu.Unlock()
 	record, err := identity.Record{
-		Network: m.book.network, Serial: uint64(n.now().UnixMilli()), Endpoints: n.endpoints(m),
+		Network: m.book.network, Serial: serial, Endpoints: selfAddrs(here), Relays: relayKeys(here, true),
 	}.Sign(n.key)
 	if err != nil {
 		return err
@@ -197,6 +223,11 @@ func (n *Node) publishOnce(ctx context.Context, m *membership) error {
 	failed := m.client.Load().PutRecord(ctx, api.RecordRequest{Tunnel: tunnel.Raw(), Record: record.Raw()})
 	if api.HasCode(failed, api.CodeConflict) {
 		failed = nil // the coordinator has newer ones
+	}
+	if failed == nil {
+		n.mu.Lock()
+		m.told = record
+		n.mu.Unlock()
 	}
 	// What is wrong with one must not keep the others back: a withdrawal may be among them.
 	for _, c := range outbox {
@@ -324,6 +355,11 @@ func (n *Node) listen(ctx context.Context, m *membership) error {
 			n.askAbout(ctx, m, name)
 		case event := <-m.engine.overlay.Events():
 			switch e := event.(type) {
+			case overlay.Calling:
+				select {
+				case m.calls <- e.Agent:
+				default: // so many are called that the coordinator would refuse more
+				}
 			case overlay.UnknownPeer:
 				if e.Agent.IsZero() {
 					n.askAbout(ctx, m, e.Addr.String())
@@ -386,36 +422,4 @@ func (n *Node) askAbout(ctx context.Context, m *membership, q string) {
 		return
 	}
 	n.take(m, []api.Event{{Type: api.EventPeer, Peer: &p}})
-}
-
-// watchHost tells peers and the coordinator when this host has moved.
-func (n *Node) watchHost(ctx context.Context, m *membership) error {
-	changes, err := n.system.WatchNetwork(ctx)
-	if err != nil {
-		n.log.Warn("changes of this host's addresses go unnoticed", "error", err)
-		<-ctx.Done()
-		return nil
-	}
-	last := fmt.Sprint(n.endpoints(m))
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case _, ok := <-changes:
-			if !ok {
-				return nil
-			}
-		}
-		n.reapply(m) // the underlay is told of the addresses with the rest
-		now := fmt.Sprint(n.endpoints(m))
-		if now == last {
-			continue
-		}
-		last = now
-		n.log.Info("this host's addresses changed", "endpoints", now)
-		m.engine.underlay.Refresh()
-		m.engine.overlay.Refresh()
-		m.client.Load().CloseIdleConnections()
-		poke(m.republish)
-	}
 }

@@ -63,6 +63,7 @@ func (n *Node) prepare() (*membership, error) {
 	m := &membership{
 		book: newBook(n.saved.Authority, n.key.Public()), zone: n.saved.Network + ".internal",
 		synced: make(chan struct{}), republish: make(chan struct{}, 1), renew: make(chan struct{}, 1),
+		hurry: make(chan struct{}, 1), calls: make(chan identity.AgentPublic, waitingCalls), signals: newSignals(),
 	}
 	m.link.since = n.now()
 	n.mu.Lock()
@@ -137,7 +138,9 @@ func (n *Node) live(ctx context.Context, m *membership) error {
 	group.Go(func() error { return n.publish(ctx, m) })
 	group.Go(func() error { return n.keepFresh(ctx, m) })
 	group.Go(func() error { return n.listen(ctx, m) })
+	group.Go(func() error { return n.call(ctx, m) })
 	group.Go(func() error { return n.watchHost(ctx, m) })
+	group.Go(func() error { return n.watchPlace(ctx, m) })
 	group.Go(func() error { n.greet(ctx, m); return nil })
 	err := group.Wait()
 	m.client.Load().CloseIdleConnections()
@@ -239,13 +242,4 @@ func (n *Node) addresses() []netip.Addr {
 		n.log.Warn("this host's addresses can't be read", "error", err)
 	}
 	return addrs
-}
-
-// endpoints lists where this node is reached, in the order in which peers should try.
-func (n *Node) endpoints(m *membership) []netip.AddrPort {
-	var list []netip.AddrPort
-	for _, e := range m.engine.underlay.Status().Endpoints {
-		list = append(list, e.Addr)
-	}
-	return list
 }

@@ -70,10 +70,15 @@ type membership struct {
 	client    atomic.Pointer[api.Client] // another one after a join that brought other addresses
 	zone      string
 	link      coordinatorLink
-	synced    chan struct{} // closed when the coordinator has told everything for the first time
-	republish chan struct{} // one slot: there is something to tell the coordinator
-	renew     chan struct{} // one slot: look at what is due
-	expiry    time.Time     // when a consent ends next, as of the last look
+	synced    chan struct{}             // closed when the coordinator has told everything for the first time
+	republish chan struct{}             // one slot: there is something to tell the coordinator
+	renew     chan struct{}             // one slot: look at what is due
+	hurry     chan struct{}             // one slot: don't wait before the coordinator is tried again
+	calls     chan identity.AgentPublic // peers to be signalled
+	signals   signals
+	told      identity.Record    // the last one that the coordinator took
+	hangUp    context.CancelFunc // ends the present stream
+	expiry    time.Time          // when a consent ends next, as of the last look
 	warnings  []string
 }
 
@@ -275,6 +280,7 @@ func (n *Node) applyLocked() error {
 	m := n.member
 	return m.engine.set(m.book.plan(planInput{
 		tunnels: m.tunnels, connected: m.link.connected, now: n.now(), key: n.key, hosts: n.addresses(),
+		here: m.engine.underlay.Status(), avoid: n.saved.AvoidJurisdictions,
 	}))
 }
 

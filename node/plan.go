@@ -35,6 +35,8 @@ type planInput struct {
 	now       time.Time
 	key       identity.AgentKey
 	hosts     []netip.Addr // of this host's interfaces
+	here      underlay.Status
+	avoid     []string // jurisdictions
 }
 
 // plan turns the book into the state of the parts below.
@@ -44,12 +46,18 @@ func (b *book) plan(in planInput) plan {
 	for _, t := range in.tunnels {
 		local.Keys = append(local.Keys, noise.TunnelIdentity{Key: t.key, Statement: t.statement.Raw()})
 	}
+	usable := b.usableRelays(in.avoid, in.now)
+	relays := newRelayPlan(usable, in.here)
 	p := plan{
 		underlay: underlay.State{
 			Network: b.network, Key: in.key, Certificate: b.certificate.Raw(), Prefix: prefix, Hosts: in.hosts,
+			Relays: usable,
 		},
-		overlay: overlay.State{Prefix: prefix, Locals: []noise.Local{local}, Revoked: map[identity.AgentPublic]uint64{}},
-		self:    []magicdns.Host{{Name: b.certificate.Name, Addr: identity.Address(b.network, b.self)}},
+		overlay: overlay.State{
+			Prefix: prefix, Locals: []noise.Local{local}, Revoked: map[identity.AgentPublic]uint64{},
+			Self: selfAddrs(in.here), SelfRelays: selfRelays(in.here), NAT: natKind(in.here),
+		},
+		self: []magicdns.Host{{Name: b.certificate.Name, Addr: identity.Address(b.network, b.self)}},
 	}
 	for agent, r := range b.revoked {
 		p.overlay.Revoked[agent] = r.Serial
@@ -67,8 +75,8 @@ func (b *book) plan(in planInput) plan {
 		}
 		p.overlay.Peers = append(p.overlay.Peers, overlay.Peer{
 			Agent: agent, Addr: rule.Addr, Tunnel: known.tunnel,
-			Candidates: candidates(prefix, known),
-			Offline:    in.connected && !known.online,
+			Candidates: candidates(prefix, known), Relays: relays.of(known.record.Relays),
+			Offline: in.connected && !known.online,
 		})
 		if _, disputed := b.mismatches[known.certificate.Name]; !disputed {
 			p.hosts = append(p.hosts, magicdns.Host{Name: known.certificate.Name, Addr: rule.Addr})
@@ -95,33 +103,46 @@ func granted(c *identity.Consent) *policy.Grant {
 
 // candidates lists where a peer may be reached: what it signed itself first, then what the coordinator saw.
 func candidates(overlayPrefix netip.Prefix, p *peer) []netip.AddrPort {
-	var list []netip.AddrPort
-	add := func(a netip.AddrPort) {
+	list := slices.Clone(p.record.Endpoints)
+	if len(list) > 0 {
+		port := list[0].Port()
+		for _, o := range p.observed {
+			list = append(list, netip.AddrPortFrom(o, port))
+		}
+	}
+	return usableAddrs(overlayPrefix, list)
+}
+
+// usableAddrs leaves out of what a peer or the coordinator says what can't be a host, what is said twice, and what is too
+// much.
+func usableAddrs(overlayPrefix netip.Prefix, said []netip.AddrPort) (list []netip.AddrPort) {
+	for _, a := range said {
 		addr := a.Addr().Unmap()
 		if !addr.IsValid() || addr.IsUnspecified() || addr.IsMulticast() || overlayPrefix.Contains(addr) || a.Port() == 0 {
-			return
+			continue
 		}
 		if a = netip.AddrPortFrom(addr, a.Port()); len(list) < maxCandidates && !slices.Contains(list, a) {
 			list = append(list, a)
 		}
 	}
-	for _, e := range p.record.Endpoints {
-		add(e)
-	}
-	if len(p.record.Endpoints) > 0 {
-		port := p.record.Endpoints[0].Port()
-		for _, o := range p.observed {
-			add(netip.AddrPortFrom(o, port))
-		}
-	}
 	return list
 }
 
-// nextExpiry is when the first consent that holds now will end; zero if none will. The plan changes then.
+// nextExpiry is when the first consent or relay that holds now will end; zero if none will. The plan changes then.
 func (b *book) nextExpiry(now time.Time) (next time.Time) {
+	ends := func(at time.Time) {
+		if next.IsZero() || at.Before(next) {
+			next = at
+		}
+	}
 	for _, g := range b.consents {
-		if e := g.consent.Expiry; g.consent.ActiveAt(now) && !e.IsZero() && (next.IsZero() || e.Before(next)) {
-			next = e
+		if e := g.consent.Expiry; g.consent.ActiveAt(now) && !e.IsZero() {
+			ends(e)
+		}
+	}
+	for _, r := range b.relays {
+		if now.Before(r.NotAfter) {
+			ends(r.NotAfter)
 		}
 	}
 	return next

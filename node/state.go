@@ -18,8 +18,9 @@ import (
 	"github.com/pilot-protocol/pilot/platform"
 )
 
-// stateVersion is written into each file. A file with a higher one was written by a newer pilot and is left alone.
-const stateVersion = 1
+// stateVersion is written into each file. A file with a higher one was written by a newer pilot and is left alone; those with
+// lower ones are read. 2: relays, and jurisdictions to avoid.
+const stateVersion = 2
 
 // The files of a state folder. Secrets are in the two .key files only.
 const (
@@ -65,6 +66,9 @@ type savedNode struct {
 	Mismatches   map[string][]byte               `json:"mismatches,omitempty"` // name → certificate with another key
 	Answered     []answered                      `json:"answered,omitempty"`   // requests that were turned down
 	Outbox       [][]byte                        `json:"outbox,omitempty"`     // consents that the coordinator hasn't got yet
+	Relays       [][]byte                        `json:"relays,omitempty"`
+	// AvoidJurisdictions are those whose relays must not carry this node's traffic.
+	AvoidJurisdictions []string `json:"avoid_jurisdictions,omitempty"`
 }
 
 // answered says up to which serial an agent's requests have got a no.

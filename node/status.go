@@ -4,6 +4,7 @@ package node
 
 import (
 	"context"
+	"fmt"
 	"maps"
 	"os"
 	"slices"
@@ -31,9 +32,9 @@ func (n *Node) Status(context.Context) (localapi.Status, error) {
 	c := m.book.certificate
 	s.Self = &localapi.Self{
 		Name: c.Name, FQDN: c.Name + "." + m.zone, Address: identity.Address(m.book.network, m.book.self), Key: m.book.self, Tags: c.Tags,
-		CertificateExpires: c.NotAfter, Interface: m.engine.device.Name(), Port: m.engine.underlay.Port(), Endpoints: n.endpoints(m),
-		DNS: m.engine.dnsMode(),
+		CertificateExpires: c.NotAfter, Interface: m.engine.device.Name(), Port: m.engine.underlay.Port(), DNS: m.engine.dnsMode(),
 	}
+	n.statusPlace(s.Self, m)
 	s.Coordinator = &localapi.CoordinatorState{
 		Addresses: n.saved.Coordinators, Hosted: n.saved.Hosted, Connected: m.link.connected, Since: m.link.since, NextTry: m.link.nextTry,
 	}
@@ -63,12 +64,55 @@ func (n *Node) statusProblems(s *localapi.Status, m *membership) {
 	}
 }
 
-// describePath is how people see a path.
-func describePath(p underlay.Path) string {
-	if !p.Remote.IsValid() {
-		return ""
+// statusPlace tells where this node is in the networks below.
+func (n *Node) statusPlace(self *localapi.Self, m *membership) {
+	here := m.engine.underlay.Status()
+	for _, e := range here.Endpoints {
+		self.Endpoints = append(self.Endpoints, localapi.Endpoint{Addr: e.Addr, Kind: string(e.Kind)})
 	}
-	return "direct " + p.Remote.String()
+	if here.NAT != (underlay.NAT{}) {
+		self.NAT = &localapi.NAT{Mapping: here.NAT.Mapping.String(), Filtering: here.NAT.Filtering.String()}
+	}
+	self.AvoidJurisdictions = n.saved.AvoidJurisdictions
+	used := map[uint32]underlay.RelayStatus{}
+	for _, r := range here.Relays {
+		used[r.ID] = r
+	}
+	for _, r := range m.book.relays {
+		u := used[r.ID()]
+		s := localapi.RelayStatus{
+			Name: r.Name, Region: r.Region, Jurisdiction: r.Jurisdiction, Home: u.Home, Connected: u.Connected, Transport: u.Transport,
+			RTT: milliseconds(u.RTT), Since: u.Since, Avoided: avoids(n.saved.AvoidJurisdictions, r.Jurisdiction), Error: u.Err,
+		}
+		if s.Home {
+			self.Relays = slices.Insert(self.Relays, 0, s)
+		} else {
+			self.Relays = append(self.Relays, s)
+		}
+	}
+}
+
+// describePath is how people see a path: the whole, its kind, and the relay's name. They are empty where there is no path.
+func (b *book) describePath(p underlay.Path) (path, kind, relay string) {
+	switch {
+	case p.Relay != 0:
+		if relay = b.relayName(p.Relay); relay == "" {
+			relay = fmt.Sprintf("%08x", p.Relay) // the list has changed meanwhile
+		}
+		return localapi.PathRelay + " " + relay, localapi.PathRelay, relay
+	case p.Remote.IsValid():
+		return localapi.PathDirect + " " + p.Remote.String(), localapi.PathDirect, ""
+	}
+	return "", "", ""
+}
+
+func (b *book) describePaths(paths []overlay.PathStatus) (list []localapi.PathStatus) {
+	for _, p := range paths {
+		s := localapi.PathStatus{State: p.State, InUse: p.InUse, RTT: milliseconds(p.RTT), Proved: p.Proved}
+		s.Path, s.Kind, s.Relay = b.describePath(p.Path)
+		list = append(list, s)
+	}
+	return list
 }
 
 // statusPeers puts together what the book and the data path know of each peer.
@@ -91,8 +135,9 @@ func (n *Node) statusPeers(s *localapi.Status, m *membership) {
 		l := links[agent]
 		p := localapi.PeerStatus{
 			Name: known.certificate.Name, FQDN: known.certificate.Name + "." + m.zone, Address: identity.Address(m.book.network, agent), Key: agent,
-			Path: describePath(l.Path), RTT: milliseconds(l.RTT), RxBytes: l.RxBytes, TxBytes: l.TxBytes, LastHandshake: l.LastHandshake,
+			Why: l.Why, Paths: m.book.describePaths(l.Paths), RTT: milliseconds(l.RTT), RxBytes: l.RxBytes, TxBytes: l.TxBytes, LastHandshake: l.LastHandshake,
 		}
+		p.Path, p.PathKind, p.Relay = m.book.describePath(l.Path)
 		p.State, p.Problem = m.peerState(agent, known, trust, l, now)
 		s.Peers = append(s.Peers, p)
 	}

@@ -52,6 +52,9 @@ func (n *Node) up(ctx context.Context, r localapi.UpRequest) (result localapi.Up
 			return result, err
 		}
 	}
+	if err := n.setAvoided(r.AvoidJurisdictions); err != nil {
+		return result, err
+	}
 	n.mu.Lock()
 	saved, running := n.saved, n.member != nil
 	n.mu.Unlock()
@@ -114,6 +117,11 @@ func (n *Node) checkUp(r localapi.UpRequest) (*identity.Invite, error) {
 			return nil, n.otherNetwork(r.Network)
 		}
 	}
+	for _, label := range r.AvoidJurisdictions {
+		if err := identity.ValidateJurisdiction(label); err != nil {
+			return nil, err
+		}
+	}
 	if r.Invite == "" {
 		return nil, nil
 	}
@@ -130,6 +138,21 @@ func (n *Node) checkUp(r localapi.UpRequest) (*identity.Invite, error) {
 		return nil, n.otherNetwork(invite.NetworkName)
 	}
 	return &invite, nil
+}
+
+// setAvoided keeps the jurisdictions whose relays are not to be used. It comes before everything that uses relays.
+func (n *Node) setAvoided(labels []string) error {
+	if labels == nil {
+		return nil
+	}
+	labels = slices.DeleteFunc(slices.Compact(slices.Sorted(slices.Values(labels))), func(l string) bool { return l == "" })
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.saved.AvoidJurisdictions = labels
+	if n.member == nil {
+		return n.saveLocked()
+	}
+	return errors.Join(n.applyLocked(), n.saveLocked())
 }
 
 func (n *Node) otherNetwork(name string) error {

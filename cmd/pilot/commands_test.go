@@ -24,6 +24,8 @@ func TestRequests(t *testing.T) {
 	r := newRunning(t, &fakeDaemon{state: localapi.StateUp})
 	for _, args := range [][]string{
 		{"up", "--name", "planner", "--network", "lab", "--coordinator-listen", "192.0.2.1:7000"},
+		{"up", "--avoid-jurisdiction", "us", "--avoid-jurisdiction", "cn"},
+		{"up", "--avoid-jurisdiction", ""},
 		{"invite"},
 		{"invite", "--uses", "3", "--expires", "1d", "--tag", "a", "--tag", "b", "--jurisdiction", "DE", "--no-trust"},
 		{"trust", "w", "--reason", "because", "--ports", "tcp:443", "--expires", "2h"},
@@ -34,7 +36,10 @@ func TestRequests(t *testing.T) {
 			t.Fatalf("%v: exit status %d: %s", args, status, r.err.String())
 		}
 	}
-	expect(t, r.daemon.up, []localapi.UpRequest{{Name: "planner", Network: "lab", CoordinatorListen: "192.0.2.1:7000"}})
+	expect(t, r.daemon.up, []localapi.UpRequest{
+		{Name: "planner", Network: "lab", CoordinatorListen: "192.0.2.1:7000"},
+		{AvoidJurisdictions: []string{"us", "cn"}}, {AvoidJurisdictions: []string{""}},
+	})
 	expect(t, r.daemon.invite, []localapi.InviteRequest{
 		{Uses: 1, Expires: 24 * time.Hour},
 		{Uses: 3, Expires: 24 * time.Hour, Tags: []string{"a", "b"}, Jurisdiction: "DE", NoTrust: true},

@@ -102,14 +102,28 @@ func (d *fakeDaemon) Status(context.Context) (localapi.Status, error) {
 		Self: &localapi.Self{
 			Name: "planner", FQDN: d.text("planner.pilot.internal"), Address: addr("a"), Key: identity.AgentPublic{1}, Tags: []string{d.text("admin")},
 			CertificateExpires: now.Add(23*time.Hour + time.Minute), Interface: "pilot0", Port: 7745, DNS: d.text("resolved"),
-			Endpoints: []netip.AddrPort{netip.MustParseAddrPort("[2001:db8::10]:7745"), netip.MustParseAddrPort("192.0.2.10:7745")},
+			Endpoints: []localapi.Endpoint{
+				{Addr: netip.MustParseAddrPort("[2001:db8::10]:7745"), Kind: "host"}, {Addr: netip.MustParseAddrPort("192.168.7.2:7745"), Kind: "host"},
+				{Addr: netip.MustParseAddrPort("192.0.2.10:41000"), Kind: d.text("reflexive")},
+			},
+			NAT: &localapi.NAT{Mapping: "endpoint-independent", Filtering: d.text("address-dependent")},
+			Relays: []localapi.RelayStatus{
+				{Name: d.text("eu-1"), Region: d.text("eu"), Jurisdiction: "de", Home: true, Connected: true, Transport: d.text("udp"), RTT: 24},
+				{Name: "eu-2", Region: "eu"},
+				{Name: "us-1", Region: "us", Jurisdiction: d.text("us"), Avoided: true},
+				{Name: "ap-1", Error: d.text("connection refused")},
+			},
+			AvoidJurisdictions: []string{d.text("us")},
 		},
 		Coordinator: &localapi.CoordinatorState{
 			Addresses: []string{d.text("192.0.2.10:7745")}, Since: now.Add(-3*time.Minute - time.Second), Error: d.text("connection refused"), NextTry: now.Add(time.Hour + time.Minute),
 		},
 		Peers: []localapi.PeerStatus{
 			{Name: d.text("warehouse"), FQDN: "warehouse.pilot.internal", Address: addr("b"), Key: identity.AgentPublic{3}, State: localapi.PeerConnected,
-				Path: d.text("direct 192.0.2.7:7745"), RTT: 1.234, RxBytes: 1_200_000, TxBytes: 999, LastHandshake: now.Add(-2*time.Minute - time.Second)},
+				Path: d.text("direct 192.0.2.7:7745"), PathKind: localapi.PathDirect, RTT: 1.234, RxBytes: 1_200_000, TxBytes: 999, LastHandshake: now.Add(-2*time.Minute - time.Second)},
+			{Name: "scout", FQDN: "scout.pilot.internal", Address: addr("d"), Key: identity.AgentPublic{5}, State: localapi.PeerConnected,
+				Path: d.text("relay eu-1"), PathKind: localapi.PathRelay, Relay: d.text("eu-1"), Why: d.text("both-hard-nat"), RTT: 48,
+				Paths: []localapi.PathStatus{{Path: d.text("relay eu-1"), Kind: localapi.PathRelay, State: "proved", InUse: true}}},
 			{Name: d.text("auditor"), FQDN: "auditor.pilot.internal", Address: addr("c"), Key: identity.AgentPublic{4}, State: localapi.PeerPending,
 				Problem: &localapi.Problem{Code: localapi.CodeNotTrusted, Message: d.text("you have not consented"), Hint: d.text("pilot trust approve auditor")}},
 		},
@@ -129,7 +143,12 @@ func (d *fakeDaemon) Ping(_ context.Context, r localapi.PingRequest) (localapi.P
 	if r.Target == "flaky" && d.pings%2 == 0 {
 		return localapi.PingResult{}, d.fail(localapi.CodeTimeout, "no answer in time", "")
 	}
-	return localapi.PingResult{Name: d.text(r.Target), Address: addr("b"), Path: d.text("direct 192.0.2.7:7745"), RTT: float64(d.pings)}, nil
+	if r.Target == "scout" {
+		return localapi.PingResult{Name: "scout", Address: addr("d"), Path: d.text("relay eu-1"), PathKind: localapi.PathRelay, Relay: d.text("eu-1"),
+			Why: d.text("trying"), RTT: 24}, nil
+	}
+	return localapi.PingResult{Name: d.text(r.Target), Address: addr("b"), Path: d.text("direct 192.0.2.7:7745"), PathKind: localapi.PathDirect,
+		RTT: float64(d.pings)}, nil
 }
 
 func (d *fakeDaemon) Invite(_ context.Context, r localapi.InviteRequest) (localapi.InviteResult, error) {

@@ -46,9 +46,9 @@ func (p *program) pingCommand() *cli.Command {
 			&cli.StringFlag{Name: "timeout", Value: "5s", Usage: "`TIME` to wait for an answer (default 5s)"},
 		},
 		Description: manual{
-			about: `Sends echoes inside the tunnel to TARGET, a name, address or agent key, and prints for each the path that it took and its
-round-trip time. It opens a session if none is open. Unlike the system's ping it tests pilot alone: no firewall of the
-peer's host is in the way.`,
+			about: `Sends echoes inside the tunnel to TARGET, a name, address or agent key, and prints for each the path that it took, its
+round-trip time, and why the path is not a direct one. It opens a session if none is open. Unlike the system's ping it
+tests pilot alone: no firewall of the peer's host is in the way.`,
 			examples: []string{"pilot ping warehouse", "pilot ping warehouse --count 0 --interval 200ms"},
 			exits: []int{localapi.ExitNotRunning, localapi.ExitForbidden, localapi.ExitNotFound, localapi.ExitUnreachable,
 				localapi.ExitKeyMismatch},
@@ -124,7 +124,12 @@ func (r *pingRun) add(seq int, result localapi.PingResult, err error) error {
 		if r.json {
 			return writeJSON(r.p.stdout, pingLine{echo: echo{Seq: seq, PingResult: &result}}, "")
 		}
-		_, err := fmt.Fprintf(r.p.stdout, "%s %s: seq=%d path=%q rtt=%s\n", safe(result.Name), result.Address, seq, result.Path, millis(result.RTT))
+		why := ""
+		if result.Why != "" {
+			why = " (" + whyText(result.Why) + ")"
+		}
+		_, err := fmt.Fprintf(r.p.stdout, "%s %s: seq=%d path=%q rtt=%s%s\n", safe(result.Name), result.Address, seq, result.Path,
+			millis(result.RTT), safe(why))
 		return err
 	}
 	e := asError(err)

@@ -20,8 +20,9 @@ func (p *program) statusCommand() *cli.Command {
 	return &cli.Command{
 		Name: "status", Usage: "show this agent, its peers and what is wrong",
 		Description: manual{
-			about: `Shows this agent, how it stands with the coordinator, and each peer: its state, path, round-trip time, bytes received and
-sent, age of the last handshake, and why it is not reachable.
+			about: `Shows this agent, where it is reached, how it stands with the coordinator and the relays, and each peer: its state, bytes
+received and sent, age of the last handshake, the path in use with its round-trip time, and why it is not a direct one, or
+why the peer is not reachable.
 
 states of a peer:
   connected   a session is open
@@ -108,13 +109,111 @@ func writeSelf(w io.Writer, self *localapi.Self, now time.Time) {
 	}
 	field(w, "member", "certificate ends %s", until(self.CertificateExpires, now))
 	field(w, "interface", "%s, UDP port %d, names by %s", self.Interface, self.Port, self.DNS)
-	if len(self.Endpoints) > 0 {
-		endpoints := make([]string, len(self.Endpoints))
-		for i, e := range self.Endpoints {
-			endpoints[i] = e.String()
+	writePlace(w, self)
+}
+
+// writePlace prints where this node is in the networks below.
+func writePlace(w io.Writer, self *localapi.Self) {
+	var kinds []string
+	byKind := map[string][]string{}
+	for _, e := range self.Endpoints {
+		if byKind[e.Kind] == nil {
+			kinds = append(kinds, e.Kind)
 		}
-		field(w, "endpoints", "%s", strings.Join(endpoints, " "))
+		byKind[e.Kind] = append(byKind[e.Kind], e.Addr.String())
 	}
+	label := "endpoints"
+	for _, kind := range kinds {
+		field(w, label, "%-9s  %s", kind, strings.Join(byKind[kind], " "))
+		label = ""
+	}
+	if self.NAT != nil {
+		field(w, "nat", "mapping %s, filtering %s", self.NAT.Mapping, self.NAT.Filtering)
+	}
+	label = "relays"
+	others := 0
+	for _, r := range self.Relays {
+		if !r.Home && !r.Connected && !r.Avoided && r.Error == "" {
+			others++
+			continue
+		}
+		field(w, label, "%s", relayText(r))
+		label = ""
+	}
+	if others > 0 {
+		field(w, label, "%d not in use", others)
+	}
+	if len(self.AvoidJurisdictions) > 0 {
+		field(w, "avoided", "relays under %s", strings.Join(self.AvoidJurisdictions, ", "))
+	}
+}
+
+// relayText describes a relay on one line: "eu-1, home, by udp, 24 ms (region eu, jurisdiction de)".
+func relayText(r localapi.RelayStatus) string {
+	parts := []string{r.Name}
+	if r.Home {
+		parts = append(parts, "home")
+	}
+	switch {
+	case r.Avoided:
+		parts = append(parts, "not used: its jurisdiction is avoided")
+	case r.Connected:
+		parts = append(parts, "by "+r.Transport)
+		if r.RTT > 0 {
+			parts = append(parts, millis(r.RTT))
+		}
+	case r.Error != "":
+		parts = append(parts, "not connected: "+r.Error)
+	default:
+		parts = append(parts, "not connected")
+	}
+	var at []string
+	if r.Region != "" {
+		at = append(at, "region "+r.Region)
+	}
+	if r.Jurisdiction != "" {
+		at = append(at, "jurisdiction "+r.Jurisdiction)
+	}
+	text := strings.Join(parts, ", ")
+	if len(at) > 0 {
+		text += " (" + strings.Join(at, ", ") + ")"
+	}
+	return text
+}
+
+// pathText describes the path in use: "direct 203.0.113.7:41000 3 ms", "relay eu-1 24 ms (trying direct paths)".
+func pathText(path string, rtt float64, why string) string {
+	if path == "" {
+		return ""
+	}
+	text := strings.TrimSuffix(path+" "+millis(rtt), " ")
+	if why != "" {
+		text += " (" + whyText(why) + ")"
+	}
+	return text
+}
+
+// whyText puts the codes for why a path is not direct into words. One that it doesn't know, of a newer daemon, is shown as it is.
+func whyText(code string) string {
+	switch code {
+	case "trying":
+		return "trying direct paths"
+	case "no-candidates":
+		return "the peer names no address that could be tried"
+	case "no-answer":
+		return "none of the peer's addresses answers"
+	case "udp-blocked":
+		return "UDP doesn't leave this host's network"
+	case "peer-udp-blocked":
+		return "UDP doesn't leave the peer's network"
+	case "hard-nat":
+		return "the NAT here maps per destination; trying"
+	case "peer-hard-nat":
+		return "the peer's NAT maps per destination; trying"
+	case "both-hard-nat":
+		return "both NATs map per destination"
+	}
+	return code
 }
 
 func writeCoordinator(w io.Writer, co *localapi.CoordinatorState, now time.Time) {
@@ -146,10 +245,10 @@ func writePeers(w io.Writer, peers []localapi.PeerStatus, now time.Time) {
 		return
 	}
 	fmt.Fprintln(w)
-	rows := [][]string{{"PEER", "ADDRESS", "STATE", "PATH", "RTT", "RX", "TX", "HANDSHAKE"}}
+	rows := [][]string{{"PEER", "ADDRESS", "STATE", "RX", "TX", "HANDSHAKE", "PATH"}}
 	for _, peer := range peers {
-		rows = append(rows, []string{peer.Name, peer.Address.String(), peer.State, peer.Path, millis(peer.RTT),
-			size(peer.RxBytes), size(peer.TxBytes), ago(peer.LastHandshake, now)})
+		rows = append(rows, []string{peer.Name, peer.Address.String(), peer.State, size(peer.RxBytes), size(peer.TxBytes),
+			ago(peer.LastHandshake, now), pathText(peer.Path, peer.RTT, peer.Why)})
 	}
 	table(w, rows...)
 	for _, peer := range peers {

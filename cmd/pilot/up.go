@@ -31,6 +31,7 @@ func (p *program) upCommand() *cli.Command {
 			&cli.StringFlag{Name: "network", Usage: "the `NAME` of a network to make (default: pilot)"},
 			&cli.StringFlag{Name: "invite-file", Usage: "read the invite from `FILE`"},
 			&cli.StringFlag{Name: "coordinator-listen", Usage: "`HOST:PORT` of the coordinator of a network to make (default: port 7745 of all addresses)"},
+			&cli.StringSliceFlag{Name: "avoid-jurisdiction", Usage: "use no relay under the jurisdiction `LABEL`; more by more flags; kept until it is given again, \"\" avoids none"},
 			&cli.BoolFlag{Name: "foreground", Usage: "run the daemon in this process, until SIGINT or SIGTERM"},
 		},
 		Description: manual{
@@ -80,8 +81,15 @@ func (p *program) up(c *cli.Context) error {
 			return err
 		}
 	}
+	avoid := c.StringSlice("avoid-jurisdiction")
+	for _, label := range avoid {
+		if err := identity.ValidateJurisdiction(label); err != nil {
+			return usage("--avoid-jurisdiction: %v", err)
+		}
+	}
 	request := localapi.UpRequest{
 		Name: c.String("name"), Network: c.String("network"), Invite: invite, CoordinatorListen: c.String("coordinator-listen"),
+		AvoidJurisdictions: avoid,
 	}
 	if invite != "" && (request.Network != "" || request.CoordinatorListen != "") {
 		e := usage("an invite names the network and its coordinator already")

@@ -39,6 +39,9 @@ type UpRequest struct {
 	Network           string `json:"network,omitempty"`            // name of a network to make; empty: "pilot"
 	Invite            string `json:"invite,omitempty"`             // secret
 	CoordinatorListen string `json:"coordinator_listen,omitempty"` // host:port of the coordinator of a new network
+	// AvoidJurisdictions are those whose relays must not carry this node's traffic, in place of those that were named before;
+	// nil leaves them, and one empty string avoids none any more.
+	AvoidJurisdictions []string `json:"avoid_jurisdictions,omitempty"`
 }
 
 // UpResult says what the host is now part of.
@@ -88,9 +91,39 @@ type Self struct {
 	Tags               []string             `json:"tags,omitempty"`
 	CertificateExpires time.Time            `json:"certificate_expires"`
 	Interface          string               `json:"interface"`
-	Port               uint16               `json:"port"` // UDP
-	Endpoints          []netip.AddrPort     `json:"endpoints,omitempty"`
-	DNS                string               `json:"dns"` // how names are resolved here: resolved, resolvconf, file, none
+	Port               uint16               `json:"port"`                // UDP
+	Endpoints          []Endpoint           `json:"endpoints,omitempty"` // in the order in which peers should try
+	NAT                *NAT                 `json:"nat,omitempty"`
+	Relays             []RelayStatus        `json:"relays,omitempty"`              // all of the network's, home first
+	AvoidJurisdictions []string             `json:"avoid_jurisdictions,omitempty"` // their relays are not used
+	DNS                string               `json:"dns"`                           // how names are resolved here: resolved, resolvconf, file, none
+}
+
+// Endpoint is an address at which peers may reach this node.
+type Endpoint struct {
+	Addr netip.AddrPort `json:"addr"`
+	Kind string         `json:"kind"` // "host": an interface has it; "reflexive": relays see the node there; "mapped": the gateway forwards it
+}
+
+// NAT is what is known of the translators and filters between this host and others, in the words of RFC 4787: unknown,
+// none, endpoint-independent, address-dependent, address-and-port-dependent.
+type NAT struct {
+	Mapping   string `json:"mapping"`
+	Filtering string `json:"filtering"`
+}
+
+// RelayStatus is a relay as this node sees it.
+type RelayStatus struct {
+	Name         string    `json:"name"`
+	Region       string    `json:"region,omitempty"`
+	Jurisdiction string    `json:"jurisdiction,omitempty"`
+	Home         bool      `json:"home,omitempty"`      // peers find this node there
+	Connected    bool      `json:"connected,omitempty"` // it forwards for this node now
+	Transport    string    `json:"transport,omitempty"` // "udp", "tls" or "proxy" (TLS through an HTTP proxy)
+	RTT          float64   `json:"rtt_ms,omitempty"`
+	Since        time.Time `json:"since,omitzero"` // of the connection
+	Avoided      bool      `json:"avoided,omitempty"`
+	Error        string    `json:"error,omitempty"` // why it is not connected
 }
 
 // CoordinatorState says how the node stands with its coordinator.
@@ -120,6 +153,23 @@ const (
 	PeerRefused   = "refused"   // it was revoked, its key changed, or a consent was taken back
 )
 
+// Kinds of paths.
+const (
+	PathDirect = "direct"
+	PathRelay  = "relay"
+)
+
+// PathStatus is one way to a peer.
+type PathStatus struct {
+	Path   string    `json:"path"` // as people read it: "direct 192.0.2.7:7745", "relay eu-1"
+	Kind   string    `json:"kind"` // PathDirect or PathRelay
+	Relay  string    `json:"relay,omitempty"`
+	State  string    `json:"state"` // "unknown", "probing", "proved", "suspect" or "dead"
+	InUse  bool      `json:"in_use,omitempty"`
+	RTT    float64   `json:"rtt_ms,omitempty"`
+	Proved time.Time `json:"proved,omitzero"` // when it was last known to work both ways
+}
+
 // PeerStatus is one peer as this node sees it.
 type PeerStatus struct {
 	Name          string               `json:"name"`
@@ -128,7 +178,11 @@ type PeerStatus struct {
 	Key           identity.AgentPublic `json:"key"`
 	State         string               `json:"state"`
 	Problem       *Problem             `json:"problem,omitempty"` // why it is not reachable
-	Path          string               `json:"path,omitempty"`    // "direct 192.0.2.7:7745"
+	Path          string               `json:"path,omitempty"`    // in use: "direct 192.0.2.7:7745", "relay eu-1"
+	PathKind      string               `json:"path_kind,omitempty"`
+	Relay         string               `json:"relay,omitempty"` // the relay's name, where the path is over one
+	Why           string               `json:"why,omitempty"`   // a stable code for why the path is not direct
+	Paths         []PathStatus         `json:"paths,omitempty"` // all that are known, the one in use first
 	RTT           float64              `json:"rtt_ms,omitempty"`
 	RxBytes       uint64               `json:"rx_bytes"`
 	TxBytes       uint64               `json:"tx_bytes"`
@@ -143,10 +197,13 @@ type PingRequest struct {
 
 // PingResult is the echo that came back.
 type PingResult struct {
-	Name    string     `json:"name"`
-	Address netip.Addr `json:"address"`
-	Path    string     `json:"path"`
-	RTT     float64    `json:"rtt_ms"`
+	Name     string     `json:"name"`
+	Address  netip.Addr `json:"address"`
+	Path     string     `json:"path"` // the one that the answer took: "direct 192.0.2.7:7745", "relay eu-1"
+	PathKind string     `json:"path_kind"`
+	Relay    string     `json:"relay,omitempty"`
+	Why      string     `json:"why,omitempty"` // a stable code for why it is not direct
+	RTT      float64    `json:"rtt_ms"`
 }
 
 // InviteRequest asks for an invite. Only agents with the tag "admin" may make one.
