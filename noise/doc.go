@@ -132,7 +132,7 @@
 // # Records
 //
 //	 1  type, 0x24
-//	 1  flags: bit 0 control message, bit 1 packet without its TCP or UDP checksum; others are the users' of Session
+//	 1  flags: bit 0 control message, bit 1 packet without its TCP or UDP checksum, bit 2 part of a packet; others are the users' of Session
 //	 2  reserved
 //	 4  receiver's index
 //	 8  counter, from 0, one more for each record of this sender in this session

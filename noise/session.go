@@ -33,6 +33,8 @@ const (
 	// FlagPartial marks an IP packet whose TCP or UDP checksum was left to the receiver: what stands there means nothing.
 	// The tag vouches for all bytes up to there; whoever takes the packet out of the tunnel completes it.
 	FlagPartial
+	// FlagPart marks a plaintext that is a part of an IP packet, as package overlay/parts has it.
+	FlagPart
 )
 
 // Session is one end of a tunnel between two agents. All its methods are safe for concurrent use: many may Seal and

@@ -111,6 +111,7 @@ func (o *Overlay) lookLocked(l *link, now moment) {
 	o.expireLocked(l, now)
 	o.silenceLocked(l, now)
 	o.keepaliveLocked(l, now)
+	o.sizesLocked(l, now)
 	o.rekeyLocked(l, now)
 	o.retransmitLocked(l, now)
 	o.serveQueueLocked(l, now)
@@ -263,12 +264,12 @@ func (o *Overlay) rescheduleLocked(l *link, now moment) {
 // flushQueueLocked sends what waited for the session.
 func (o *Overlay) flushQueueLocked(l *link, s *session, now moment) {
 	for _, p := range l.queue.take() {
-		record, err := s.noise.Seal(make([]byte, 0, len(p)+noise.Overhead), 0, p)
+		records, err := s.records(p)
 		if err != nil {
 			o.counters.drop(DropSeal)
 			continue
 		}
-		if err := o.under.Send(*s.path.Load(), [][]byte{record}); err != nil {
+		if err := o.under.Send(*s.path.Load(), records); err != nil {
 			o.counters.drop(DropSend)
 		}
 		l.sent(now.at, true, true)
@@ -311,6 +312,7 @@ func (o *Overlay) adoptLocked(s *session, now moment) {
 	l.refresh = 0
 	// What waits goes first; what comes meanwhile wakes control, and follows.
 	waiting := !l.queue.empty()
+	o.searchLocked(l, s, now)
 	o.flushQueueLocked(l, s, now)
 	l.current.Store(s)
 	if old != nil {

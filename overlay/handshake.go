@@ -200,7 +200,7 @@ func (o *Overlay) tryLocked(l *link, now moment) {
 		return
 	}
 	// What is not answered may be too large for the path.
-	target := noise.Target{Agent: l.remote, Tunnel: tunnel.Tunnel, Suites: tunnel.Suites, Small: a.tries >= smallAfter}
+	target := noise.Target{Agent: l.remote, Tunnel: tunnel.Tunnel, Suites: tunnel.Suites, Small: a.tries >= smallAfter || l.narrowLocked()}
 	init, err := o.noise.Initiate(now.wall, l.local, target)
 	if err != nil {
 		o.log.Error("cannot begin a handshake", "agent", l.remote, "error", err)

@@ -12,6 +12,7 @@ import (
 	"github.com/pilot-protocol/pilot/noise"
 	"github.com/pilot-protocol/pilot/overlay/burst"
 	"github.com/pilot-protocol/pilot/overlay/packet"
+	"github.com/pilot-protocol/pilot/overlay/parts"
 	"github.com/pilot-protocol/pilot/policy"
 	"github.com/pilot-protocol/pilot/tun"
 	"github.com/pilot-protocol/pilot/underlay"
@@ -35,7 +36,9 @@ type inbound struct {
 	one    [1][]byte
 	// relayed is the path of a datagram that a relay forwarded: it lies here so that nothing is allocated.
 	relayed underlay.Path
-	err     error // the device is closed
+	// whole is a packet that came in parts.
+	whole []byte
+	err   error // the device is closed
 }
 
 // run is records in a row of one session that came along one path.
@@ -48,7 +51,7 @@ type run struct {
 }
 
 func newInbound(o *Overlay) *inbound {
-	return &inbound{o: o, join: burst.Joiner{Offloads: o.device.Offloads()}}
+	return &inbound{o: o, join: burst.Joiner{Offloads: o.device.Offloads()}, whole: make([]byte, 0, parts.MaxPacket)}
 }
 
 func (o *Overlay) inboundLoop(ctx context.Context, loop int) error {
@@ -138,11 +141,32 @@ func (b *inbound) receiveRecord(d []byte, path *underlay.Path, class uint8) {
 		return
 	}
 	b.run.data = true
+	if flags&noise.FlagPart != 0 {
+		b.receivePart(s, p, flags&^noise.FlagPart, class)
+		return
+	}
+	b.receivePacket(s, p, flags, class)
+}
+
+func (b *inbound) receivePacket(s *session, p []byte, flags noise.Flags, class uint8) {
 	var info packet.Info
 	if b.accept(s, p, flags, class, &info) {
 		b.run.packets++
 		b.run.bytes += uint64(len(p))
 		b.deliver(p, flags, &info)
+	}
+}
+
+// receivePart keeps a part until the packet is whole.
+func (b *inbound) receivePart(s *session, part []byte, flags noise.Flags, class uint8) {
+	lost := &b.o.counters.drops[DropParts]
+	whole, class, err := s.sizes.assembler().Add(b.whole[:0], part, uint8(flags), class, b.now.at, lost)
+	switch {
+	case err != nil:
+		b.o.counters.drop(DropPart)
+	case len(whole) > 0:
+		b.receivePacket(s, whole, flags, class)
+		b.flush() // the next one goes into the same buffer
 	}
 }
 

@@ -28,6 +28,7 @@ type session struct {
 	// responder the attempt of ours that was under way when the peer's came; 0: none.
 	attempt uint64
 	at      time.Duration // when it was made
+	sizes   sizes
 }
 
 // link is everything between one local agent and one peer. It lives as long as the State names both.
@@ -60,6 +61,7 @@ type linkControl struct {
 	due   time.Duration // when its timers are looked at next; 0: never
 	index int           // in the heap
 
+	sizes sizeSearches
 	probe struct {
 		id uint64
 		at time.Duration

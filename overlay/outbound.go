@@ -14,6 +14,8 @@ import (
 	"github.com/pilot-protocol/pilot/noise"
 	"github.com/pilot-protocol/pilot/overlay/burst"
 	"github.com/pilot-protocol/pilot/overlay/packet"
+	"github.com/pilot-protocol/pilot/overlay/parts"
+	"github.com/pilot-protocol/pilot/overlay/pmtu"
 	"github.com/pilot-protocol/pilot/policy"
 	"github.com/pilot-protocol/pilot/tun"
 	"github.com/pilot-protocol/pilot/underlay"
@@ -47,17 +49,21 @@ type outbound struct {
 	// The send buffer: sealed records of one path, of one length but for the last.
 	burst   underlay.Burst
 	path    *underlay.Path // what burst.Path is a copy of
+	from    *session       // whose path it is
 	records int
 	full    bool // the last one was shorter
 
 	// What was sealed since the counters were told.
 	session        *session
 	packets, bytes uint64
+
+	part []byte // of a packet that fits no record
 }
 
 func newOutbound(o *Overlay) *outbound {
 	b := &outbound{o: o, in: make([]byte, tun.MaxPacket)}
 	b.burst.Data = make([]byte, 0, max(underlay.MaxBurst, o.mtu+noise.Overhead))
+	b.part = make([]byte, 0, parts.MaxPacket)
 	b.answers.init(o)
 	return b
 }
@@ -121,9 +127,9 @@ func (b *outbound) send(p []byte, h *tun.Header) {
 		b.elsewhere(p, h, &info, key)
 		return
 	}
-	if h.Kind == tun.KindPacket && len(p) > b.o.mtu || h.Kind != tun.KindPacket && b.cutter.Longest() > b.o.mtu {
+	if b.longest(p, h) > b.o.mtu {
 		b.o.counters.drop(DropTooBig)
-		b.answers.tooBig(p, &info, b.snap, b.now)
+		b.answers.tooBig(p, &info, b.o.mtu, b.snap, b.now)
 		return
 	}
 	if !b.recent.flow(&info) {
@@ -142,7 +148,19 @@ func (b *outbound) send(p []byte, h *tun.Header) {
 		}
 		return
 	}
+	if room := int(s.sizes.limit.Load()) - noise.Overhead; b.longest(p, h) > room {
+		b.fit(s, p, h, &info, room)
+		return
+	}
 	b.sealAll(s, p, h, &info)
+}
+
+// longest is the length of the longest packet in a packet or burst.
+func (b *outbound) longest(p []byte, h *tun.Header) int {
+	if h.Kind == tun.KindPacket {
+		return len(p)
+	}
+	return b.cutter.Longest()
 }
 
 func dropOf(err error) Drop {
@@ -188,21 +206,33 @@ func (b *outbound) sealAll(s *session, p []byte, h *tun.Header, info *packet.Inf
 		b.flush() // nothing is won by waiting for more of this size
 		return
 	}
-	flags := noise.Flags(0)
-	if h.Partial {
-		if info.Transport() && int(h.Start) == info.Upper && int(h.Offset) == info.ChecksumOffset() {
-			flags = noise.FlagPartial
-		} else {
-			packet.CompleteAt(p, int(h.Start), int(h.Offset))
-		}
+	b.seal(s, p, b.flags(p, h, info))
+}
+
+// flags are those of a packet's record. A checksum that the receiver could not complete is completed.
+func (b *outbound) flags(p []byte, h *tun.Header, info *packet.Info) noise.Flags {
+	switch {
+	case !h.Partial:
+		return 0
+	case info.Transport() && int(h.Start) == info.Upper && int(h.Offset) == info.ChecksumOffset():
+		return noise.FlagPartial
 	}
-	b.seal(s, p, flags)
+	packet.CompleteAt(p, int(h.Start), int(h.Offset))
+	return 0
 }
 
 // seal appends a record to the send buffer. The class of the packet goes to the outer header, as RFC 6040, section 4.1
 // (normal mode) has it for ECN; a buffer has one class.
 func (b *outbound) seal(s *session, p []byte, flags noise.Flags) {
-	size, class, path := len(p)+noise.Overhead, p[0]<<4|p[1]>>4, s.path.Load()
+	if b.record(s, p, flags, p[0]<<4|p[1]>>4) {
+		b.packets++
+		b.bytes += uint64(len(p))
+	}
+}
+
+// record appends a record to the send buffer, and reports whether the session still seals.
+func (b *outbound) record(s *session, plaintext []byte, flags noise.Flags, class uint8) bool {
+	size, path := len(plaintext)+noise.Overhead, s.path.Load()
 	u := &b.burst
 	if len(u.Data) > 0 && (b.full || size > u.Size || path != b.path || class != u.Class ||
 		b.records == underlay.MaxSegments || len(u.Data)+size > underlay.MaxBurst) {
@@ -212,19 +242,18 @@ func (b *outbound) seal(s *session, p []byte, flags noise.Flags) {
 		b.count()
 		b.session = s
 	}
-	data, err := s.noise.Seal(u.Data, flags, p)
+	data, err := s.noise.Seal(u.Data, flags, plaintext)
 	if err != nil {
 		b.o.counters.drop(DropSeal)
-		return
+		return false
 	}
 	if len(u.Data) == 0 {
-		u.Path, u.Size, u.Class, b.path = *path, size, class, path
+		u.Path, u.Size, u.Class, b.path, b.from = *path, size, class, path, s
 	}
 	u.Data = data
 	b.records++
 	b.full = size < u.Size
-	b.packets++
-	b.bytes += uint64(len(p))
+	return true
 }
 
 // flush sends the send buffer.
@@ -233,8 +262,11 @@ func (b *outbound) flush() {
 	if len(b.burst.Data) == 0 {
 		return
 	}
+	if z := &b.from.sizes; b.burst.Size > pmtu.Least && !z.long.Load() {
+		z.long.Store(true)
+	}
 	if err := b.o.under.SendBurst(&b.burst); err != nil {
-		b.o.counters.drop(DropSend)
+		b.refused(err)
 	}
 	b.burst.Data, b.records, b.full = b.burst.Data[:0], 0, false
 }
@@ -320,9 +352,10 @@ func (a *answerer) writeUnreachable(p []byte, info *packet.Info, code packet.Cod
 	a.write(e)
 }
 
-func (a *answerer) tooBig(p []byte, info *packet.Info, snap *snapshot, now moment) {
+// tooBig tells how long a packet may be, in bytes.
+func (a *answerer) tooBig(p []byte, info *packet.Info, mtu int, snap *snapshot, now moment) {
 	if packet.MayAnswer(p, info) && a.o.limiter.Allow([16]byte(p[24:40]), now.at) {
-		a.write(packet.AppendTooBig(a.buf[:0], snap.service, uint32(a.o.mtu), p))
+		a.write(packet.AppendTooBig(a.buf[:0], snap.service, uint32(mtu), p))
 	}
 }
 

@@ -177,6 +177,7 @@ func (o *Overlay) probeLocked(l *link, s *session, now moment) {
 }
 
 func (o *Overlay) pongLocked(l *link, s *session, id uint64, at time.Duration) {
+	o.sizeAnsweredLocked(l, id, at)
 	if id == l.probe.id && l.probe.at != 0 {
 		l.rtt = at - l.probe.at
 		l.probe.id = 0

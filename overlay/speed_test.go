@@ -7,10 +7,12 @@ import (
 	"net"
 	"net/netip"
 	"testing"
+	"time"
 
 	"github.com/pilot-protocol/pilot/identity"
 	"github.com/pilot-protocol/pilot/noise"
 	"github.com/pilot-protocol/pilot/overlay/packet"
+	"github.com/pilot-protocol/pilot/overlay/pmtu"
 	"github.com/pilot-protocol/pilot/policy"
 	"github.com/pilot-protocol/pilot/tun"
 	"github.com/pilot-protocol/pilot/underlay"
@@ -127,8 +129,23 @@ func (s *still) connect() *still {
 			}
 		}
 	}
+	s.carries(1420 + noise.Overhead)
 	s.sa.keep, s.sb.keep, s.sb.packets = false, false, 0
 	return s
+}
+
+// carries makes both ends find that the path carries datagrams of a size, and nothing longer. It is then settled.
+func (s *still) carries(size int) {
+	for _, o := range []*Overlay{s.a, s.b} {
+		for _, r := range o.snap.Load().routes {
+			l := r.link
+			search := pmtu.New(size, pmtu.Base)
+			search.Answered(size, time.Millisecond, 0)
+			search.Step(0, false)
+			l.sizes.searches = []pathSearch{{*l.current.Load().path.Load(), search}}
+			tellLimit(l.current.Load(), search)
+		}
+	}
 }
 
 func (s *still) feed(in *inbound, records [][]byte) {

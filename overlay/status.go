@@ -43,6 +43,8 @@ const (
 	DropHandshake                  // a handshake that failed
 	DropDevice                     // the device refused the packet
 	DropStack                      // the userspace stack sent to somebody who is not local
+	DropPart                       // a part of a packet that is malformed, or came before
+	DropParts                      // a packet that was given up because some of its parts did not come
 	DropECN                        // congestion was marked on a packet that can't carry the mark
 	dropCount
 )
@@ -54,7 +56,8 @@ var dropCodes = [dropCount]string{
 	DropSend: "send-failed", DropDatagram: "not-ours", DropUnknownSession: "unknown-session", DropAuth: "not-authentic",
 	DropReplay: "replayed", DropInnerSource: "inner-source", DropInnerDest: "inner-destination",
 	DropMessage: "message", DropHandshakeFlood: "handshake-flood", DropHandshake: "handshake-failed",
-	DropDevice: "device", DropStack: "stack-destination", DropECN: "ecn",
+	DropDevice: "device", DropStack: "stack-destination", DropPart: "part", DropParts: "parts-missing",
+	DropECN: "ecn",
 }
 
 // String returns the reason's stable code.

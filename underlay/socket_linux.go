@@ -90,14 +90,14 @@ func (s *socket) setOptions() {
 		}
 	}
 	_ = unix.SetsockoptTimeval(s.fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &unix.Timeval{Usec: sendPatience})
-	// The kernel shall fragment what a narrow path can't carry whole, instead of refusing to send it: inner packets
-	// have a fixed size that fits the usual path, and to arrive late is better than not to arrive.
+	// Nobody shall fragment a datagram, or believe an ICMP error about its size: the size is found by probing.
 	if s.v6 {
-		set(unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_DONT)
+		set(unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_PROBE)
+		set(unix.IPPROTO_IPV6, unix.IPV6_DONTFRAG, 1)
 		set(unix.IPPROTO_IPV6, unix.IPV6_RECVPKTINFO, 1)
 		set(unix.IPPROTO_IPV6, unix.IPV6_RECVTCLASS, 1)
 	} else {
-		set(unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DONT)
+		set(unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_PROBE)
 		set(unix.IPPROTO_IP, unix.IP_PKTINFO, 1)
 		set(unix.IPPROTO_IP, unix.IP_RECVTOS, 1)
 	}

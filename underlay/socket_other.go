@@ -47,11 +47,24 @@ func openSocket(network string, port uint16) (*socket, error) {
 	}
 	s := &socket{conn: conn, v6: network == "udp6", oob: make([]byte, oobSize)}
 	s.sources.Store(&map[netip.Addr][]byte{})
-	// Neither is fatal: smaller buffers lose bursts, and without packet info the kernel chooses the source.
+	// None is fatal: smaller buffers lose bursts, without packet info the kernel chooses the source, and where datagrams can be
+	// fragmented the search for their size finds one that may be.
 	_ = conn.SetReadBuffer(bufferSize)
 	_ = conn.SetWriteBuffer(bufferSize)
 	_ = enablePacketInfo(conn, s.v6)
+	_ = forbidFragments(conn, s.v6)
 	return s, nil
+}
+
+// forbidFragments asks that datagrams are sent whole or not at all.
+func forbidFragments(conn *net.UDPConn, v6 bool) error {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var inner error
+	err = raw.Control(func(fd uintptr) { inner = setDontFragment(fd, v6) })
+	return errors.Join(err, inner)
 }
 
 func (s *socket) port() uint16 {

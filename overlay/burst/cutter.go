@@ -73,6 +73,14 @@ func headOf(p []byte, info *packet.Info) (int, bool) {
 // Longest returns the length of the longest segment, in bytes.
 func (c *Cutter) Longest() int { return c.head + min(c.size, len(c.p)-c.head) }
 
+// Shorten makes the segments of a TCP burst, which may be cut anywhere, no longer than longest bytes; there must be room for
+// more than the headers. It has no effect on other bursts.
+func (c *Cutter) Shorten(longest int) {
+	if c.kind == tun.KindTCP && longest > c.head {
+		c.size = min(c.size, longest-c.head)
+	}
+}
+
 // Next returns the next segment: a packet without its checksum, nil after the last. It is the caller's until the next call.
 func (c *Cutter) Next() []byte {
 	left := len(c.p) - c.head - c.at

@@ -115,11 +115,15 @@ func (a *Assembler) Add(dst []byte, part []byte, flags, class uint8, now time.Du
 	if s.have != 1<<count-1 {
 		return dst, 0, nil
 	}
+	s.count = 0
+	start := len(dst)
 	for i := range count {
 		at := i * room(count)
 		dst = append(dst, s.body[at:at+s.length[i]]...)
 	}
-	s.count = 0
+	if len(dst)-start > MaxPacket {
+		return dst[:start], 0, ErrMalformed
+	}
 	return dst, s.class, nil
 }
 

@@ -1,0 +1,219 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package overlay
+
+import (
+	"errors"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"github.com/pilot-protocol/pilot/noise"
+	"github.com/pilot-protocol/pilot/overlay/parts"
+	"github.com/pilot-protocol/pilot/overlay/pmtu"
+	"github.com/pilot-protocol/pilot/underlay"
+)
+
+// How long a datagram may be is a matter of the path. Control searches for it with padded pings, by package pmtu, and tells
+// the session; the loops make what they send fit.
+
+const (
+	// searchWhileUsed: a path is searched as long as a packet went either way within this time, or the session is so new.
+	searchWhileUsed = 10 * time.Second
+	// maxSearches is of how many paths of a link the limits are remembered.
+	maxSearches = 8
+	// maxProbes is how many pings of a search may be under way.
+	maxProbes = 32
+
+	// What a relay's header leaves of an IPv4 and of an IPv6 packet of 1500 bytes.
+	relayedIPv4 = 1500 - 20 - 8 - relayHeader
+	relayedIPv6 = 1500 - 40 - 8 - relayHeader
+	relayHeader = 32
+)
+
+// sizes is a session's part for the loops.
+type sizes struct {
+	limit   atomic.Int32                    // length of the longest datagram that its path carries; only control stores
+	settled atomic.Bool                     // nothing longer will pass: programs may be told; only control stores
+	long    atomic.Bool                     // datagrams of more than pmtu.Least were sent since control looked
+	refused atomic.Int32                    // the shortest datagram that the host refused to send since control looked; 0: none
+	packet  atomic.Uint32                   // of the last packet that was cut into parts
+	whole   atomic.Pointer[parts.Assembler] // nil until the first part came
+}
+
+// sizeSearches is what control knows. It is guarded by Overlay.mu.
+type sizeSearches struct {
+	searches []pathSearch // the one of the path in use first
+	probes   []sizeProbe  // under way, oldest first
+}
+
+// pathSearch is the search on one path.
+type pathSearch struct {
+	path   underlay.Path
+	search *pmtu.Search
+}
+
+// sizeProbe is a padded ping.
+type sizeProbe struct {
+	id   uint64
+	at   time.Duration
+	path underlay.Path
+	size int
+}
+
+// searchLocked returns the search on the session's path, which may be a new one, and tells the session its limit.
+func (o *Overlay) searchLocked(l *link, s *session, now moment) *pmtu.Search {
+	path := *s.path.Load()
+	list := l.sizes.searches
+	if i := slices.IndexFunc(list, func(p pathSearch) bool { return p.path == path }); i > 0 {
+		p := list[i]
+		copy(list[1:], list[:i])
+		list[0] = p
+		p.search.Resume(now.at)
+	} else if i < 0 {
+		if len(list) >= maxSearches {
+			list = list[:maxSearches-1]
+		}
+		l.sizes.searches = slices.Insert(list, 0, pathSearch{path, newSearch(o.mtu, path, s)})
+	}
+	search := l.sizes.searches[0].search
+	tellLimit(s, search)
+	return search
+}
+
+// newSearch begins to search a path that the session has just taken.
+func newSearch(mtu int, path underlay.Path, s *session) *pmtu.Search {
+	start := pmtu.Base
+	if s.noise.Small() {
+		start = pmtu.Cautious // larger messages may have been lost
+	}
+	if path.Relay != 0 {
+		return pmtu.New(mtu+noise.Overhead, start, relayedIPv4, relayedIPv6)
+	}
+	return pmtu.New(mtu+noise.Overhead, start)
+}
+
+func tellLimit(s *session, search *pmtu.Search) {
+	if limit := int32(search.Limit()); s.sizes.limit.Load() != limit {
+		s.sizes.limit.Store(limit)
+	}
+	if settled := search.Settled(); s.sizes.settled.Load() != settled {
+		s.sizes.settled.Store(settled)
+	}
+}
+
+// sizesLocked goes on with the search on the path in use.
+func (o *Overlay) sizesLocked(l *link, now moment) {
+	s := l.current.Load()
+	if s == nil {
+		return
+	}
+	search := o.searchLocked(l, s, now)
+	if size := s.sizes.refused.Swap(0); size != 0 {
+		search.Refused(int(size))
+	}
+	if o.searchingLocked(l, s, now) {
+		long := s.sizes.long.Load()
+		probes := search.Step(now.at, long)
+		if len(probes) > 0 && long {
+			s.sizes.long.Store(false)
+		}
+		for _, size := range probes {
+			o.probeSizeLocked(l, s, search, size, now)
+		}
+		o.scheduleLocked(l, max(search.Due(false), now.at+time.Millisecond))
+	}
+	tellLimit(s, search)
+}
+
+// searchingLocked reports whether the link is used enough for its paths to be searched.
+func (o *Overlay) searchingLocked(l *link, s *session, now moment) bool {
+	return now.at-s.at < searchWhileUsed || now.at-time.Duration(l.lastData.Load()) < searchWhileUsed
+}
+
+// probeSizeLocked sends a ping of a size.
+func (o *Overlay) probeSizeLocked(l *link, s *session, search *pmtu.Search, size int, now moment) {
+	o.control.nextPing++
+	p := sizeProbe{o.control.nextPing, now.at, *s.path.Load(), size}
+	body := make([]byte, size-noise.Overhead) // bytes after the id are ignored
+	copy(body, idMessage(messagePing, p.id))
+	record, err := s.noise.Seal(make([]byte, 0, size), noise.FlagControl, body)
+	if err != nil {
+		o.counters.drop(DropSeal)
+		return
+	}
+	// Whether the peer is there is not asked with it: it may be too long.
+	switch err := o.under.Send(p.path, [][]byte{record}); {
+	case errors.Is(err, underlay.ErrTooBig):
+		search.Refused(size)
+		return
+	case err != nil:
+		o.counters.drop(DropSend)
+	}
+	if len(l.sizes.probes) >= maxProbes {
+		l.sizes.probes = slices.Delete(l.sizes.probes, 0, 1)
+	}
+	l.sizes.probes = append(l.sizes.probes, p)
+}
+
+// sizeAnsweredLocked takes a pong, if it answers a ping of a search.
+func (o *Overlay) sizeAnsweredLocked(l *link, id uint64, at time.Duration) {
+	i := slices.IndexFunc(l.sizes.probes, func(p sizeProbe) bool { return p.id == id })
+	if i < 0 {
+		return
+	}
+	p := l.sizes.probes[i]
+	l.sizes.probes = slices.Delete(l.sizes.probes, i, i+1)
+	for _, known := range l.sizes.searches {
+		if known.path == p.path {
+			known.search.Answered(p.size, at-p.at, at)
+			o.scheduleLocked(l, at)
+		}
+	}
+}
+
+// narrowLocked reports whether the path in use is known not to carry the largest handshake datagrams.
+func (l *link) narrowLocked() bool {
+	s := l.current.Load()
+	return s != nil && s.sizes.limit.Load() < noise.MaxDatagram
+}
+
+// refuse notes that the host's own interface is too narrow for what was sent. The loops call it.
+func (z *sizes) refuse(size int) {
+	for {
+		old := z.refused.Load()
+		if old != 0 && int(old) <= size || z.refused.CompareAndSwap(old, int32(size)) {
+			return
+		}
+	}
+}
+
+// assembler makes whole what comes in parts.
+func (z *sizes) assembler() *parts.Assembler {
+	if a := z.whole.Load(); a != nil {
+		return a
+	}
+	z.whole.CompareAndSwap(nil, new(parts.Assembler))
+	return z.whole.Load()
+}
+
+// records seals a packet for the session: in one record, or in parts where the path is narrow.
+func (s *session) records(p []byte) ([][]byte, error) {
+	room := int(s.sizes.limit.Load()) - noise.Overhead
+	count := parts.Count(len(p), room)
+	if count == 0 {
+		record, err := s.noise.Seal(make([]byte, 0, len(p)+noise.Overhead), 0, p)
+		return [][]byte{record}, err
+	}
+	var records [][]byte
+	id := s.sizes.packet.Add(1)
+	for i := range count {
+		part := parts.Append(make([]byte, 0, room), p, id, i, count)
+		record, err := s.noise.Seal(make([]byte, 0, len(part)+noise.Overhead), noise.FlagPart, part)
+		if err != nil {
+			return nil, err
+		}
+		records = append(records, record)
+	}
+	return records, nil
+}
