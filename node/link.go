@@ -174,6 +174,10 @@ func (b *book) takeEvent(e api.Event) (changed bool, err error) {
 		one, other := b.addConsent(*e.Consent)
 		changed, err = changed || one, errors.Join(err, other)
 	}
+	if e.Type == api.EventRelays {
+		one, other := b.setRelays(e.Relays)
+		changed, err = changed || one, errors.Join(err, other)
+	}
 	if len(e.Revocation) > 0 {
 		one, other := b.addRevocation(e.Revocation)
 		changed, err = changed || one, errors.Join(err, other)

@@ -177,6 +177,13 @@ func (c *Client) PutConsent(ctx context.Context, consent []byte) error {
 	return c.call(ctx, http.MethodPost, "/v1/consents", ConsentRequest{Consent: consent}, nil)
 }
 
+// Relays lists the statements of the network's relays.
+func (c *Client) Relays(ctx context.Context) ([][]byte, error) {
+	var r Relays
+	err := c.call(ctx, http.MethodGet, "/v1/relays", nil, &r)
+	return r.Relays, err
+}
+
 // Signal calls another agent: its node is told to reach out now, if it listens. The coordinator keeps nothing of it.
 func (c *Client) Signal(ctx context.Context, signal []byte) error {
 	return c.call(ctx, http.MethodPost, "/v1/signals", SignalRequest{Signal: signal}, nil)

@@ -93,6 +93,11 @@ type ConsentRequest struct {
 	Consent []byte `json:"consent"`
 }
 
+// Relays is the answer of GET /v1/relays.
+type Relays struct {
+	Relays [][]byte `json:"relays"` // identity.RelayStatement of each
+}
+
 // SignalRequest calls another agent, which consents to the caller and to which the caller consents.
 type SignalRequest struct {
 	Signal []byte `json:"signal"` // identity.Signal
@@ -142,6 +147,7 @@ const (
 	EventSynced     = "synced"      // the snapshot is complete; Observed is set
 	EventPing       = "ping"        // the stream is alive
 	EventInviteUsed = "invite-used" // Peer has joined by an invite of the caller
+	EventRelays     = "relays"      // Relays is set: the whole list, when it has changed and in the snapshot
 	EventSignal     = "signal"      // Signal is set: another agent calls the caller, and wants an answer now
 )
 
@@ -151,6 +157,7 @@ type Event struct {
 	Peer       *Peer         `json:"peer,omitempty"`
 	Consent    *ConsentEntry `json:"consent,omitempty"`
 	Revocation []byte        `json:"revocation,omitempty"` // identity.Revocation
+	Relays     [][]byte      `json:"relays,omitempty"`     // identity.RelayStatement of each; empty: there are none
 	Signal     []byte        `json:"signal,omitempty"`     // identity.Signal
 	Observed   netip.Addr    `json:"observed,omitzero"`    // the caller's address as the coordinator sees it
 }
