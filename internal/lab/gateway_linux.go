@@ -57,6 +57,22 @@ func (g *Gateway) Renumber(address string) {
 	g.load()
 }
 
+// Deafen drops the UDP datagrams that come from an address outside, from now on: a path that carries in one direction
+// only. The zero address ends that.
+func (g *Gateway) Deafen(to netip.Addr) {
+	g.lab.tb.Helper()
+	rules := "table inet deaf {}\ndelete table inet deaf\n"
+	if to.IsValid() {
+		family := "ip"
+		if to.Is6() {
+			family = "ip6"
+		}
+		rules += fmt.Sprintf("table inet deaf { chain prerouting { type filter hook prerouting priority raw; policy accept;\n"+
+			"iifname %q %s saddr %v meta l4proto udp drop\n}\n}\n", g.Outside.name, family, to)
+	}
+	g.nft(rules)
+}
+
 // Public is the gateway's IPv4 address outside; the zero value if it has none.
 func (g *Gateway) Public() netip.Addr { return g.public }
 
@@ -77,11 +93,19 @@ func (g *Gateway) load() {
 	g.must("sysctl", "-q", "-w", "net.netfilter.nf_conntrack_udp_timeout"+life, "net.netfilter.nf_conntrack_udp_timeout_stream"+life)
 	ctx, cancel := context.WithTimeout(context.Background(), setupTimeout)
 	defer cancel()
-	if r := g.RunInput(ctx, rules, "nft", "-f", "-"); !r.OK() {
-		g.lab.tb.Fatalf("lab: gateway %s: %v\n%s", g.name, r, rules)
-	}
+	g.nft(rules)
 	// It tells on standard error how many it flushed.
 	if r := g.Run(ctx, "conntrack", "-F"); !r.OK() || !strings.Contains(r.Stderr, "emptied") {
 		g.lab.tb.Fatalf("lab: gateway %s: %v", g.name, r)
+	}
+}
+
+// nft loads a program of nftables.
+func (g *Gateway) nft(rules string) {
+	g.lab.tb.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), setupTimeout)
+	defer cancel()
+	if r := g.RunInput(ctx, rules, "nft", "-f", "-"); !r.OK() {
+		g.lab.tb.Fatalf("lab: gateway %s: %v\n%s", g.name, r, rules)
 	}
 }

@@ -70,6 +70,8 @@ type Site struct {
 	LAN    *Bridge // nil where the host is public
 
 	number int
+	shared *Bridge // between Carrier and Gateway
+	hosts  int     // in the LAN
 }
 
 // Server makes a host with public addresses and no delay.
@@ -134,10 +136,10 @@ func (n *Internet) home(s *Site, rules Rules) {
 	n.tb.Helper()
 	outside, address, carrier := n.Backbone, s.IPv4(), ""
 	if s.Kind == CGNAT {
-		shared := n.Bridge(fmt.Sprint("shared", s.number))
-		s.Carrier = n.Gateway(s.name+"-cgn", n.Backbone, s.IPv4(), shared, "100.64.0.1/24",
+		s.shared = n.Bridge(fmt.Sprint("shared", s.number))
+		s.Carrier = n.Gateway(s.name+"-cgn", n.Backbone, s.IPv4(), s.shared, "100.64.0.1/24",
 			Rules{NAT: true, Filtering: EndpointIndependent, Hairpin: true})
-		outside, address, carrier = shared, "100.64.0.10/24", "100.64.0.1"
+		outside, address, carrier = s.shared, "100.64.0.10/24", "100.64.0.1"
 	}
 	s.LAN = n.Bridge(fmt.Sprint("lan", s.number))
 	s.Gateway = n.Gateway(s.name+"-gw", outside, address, s.LAN, homeRouter+"/24", rules)
@@ -146,6 +148,30 @@ func (n *Internet) home(s *Site, rules Rules) {
 	}
 	s.Access = cmp.Or(s.Carrier, s.Gateway).Outside
 	s.Connect(s.LAN, homeHost).Gateway(homeRouter)
+}
+
+// Beside makes another host in the network of a site that has one: the two share the gateway, and reach each other
+// without it.
+func (n *Internet) Beside(name string, s *Site) *Site {
+	n.tb.Helper()
+	s.hosts++
+	other := *s
+	other.Host = n.Host(name)
+	other.Connect(s.LAN, fmt.Sprintf("192.168.1.%d/24", 10+s.hosts)).Gateway(homeRouter)
+	return &other
+}
+
+// Customer makes another home behind the carrier's NAT of a site of the kind CGNAT.
+func (n *Internet) Customer(name string, s *Site) *Site {
+	n.tb.Helper()
+	s.hosts++
+	n.count++
+	other := &Site{Host: n.Host(name), Kind: s.Kind, Carrier: s.Carrier, Access: s.Access, Uplink: s.Uplink, number: n.count}
+	other.LAN = n.Bridge(fmt.Sprint("lan", other.number))
+	other.Gateway = n.Gateway(name+"-gw", s.shared, fmt.Sprintf("100.64.0.%d/24", 10+s.hosts), other.LAN, homeRouter+"/24", s.Gateway.rules)
+	other.Gateway.Outside.Gateway("100.64.0.1")
+	other.Connect(other.LAN, homeHost).Gateway(homeRouter)
+	return other
 }
 
 // proxied gives the site's host a proxy and nothing else.

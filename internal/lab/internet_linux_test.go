@@ -39,6 +39,45 @@ func TestInternetKinds(t *testing.T) {
 	}
 }
 
+// Hosts of one network reach each other without their gateway; two customers of one carrier only through it.
+func TestInternetNeighbours(t *testing.T) {
+	l := open(t)
+	n := l.Internet()
+	a := n.Site("a", APDM)
+	b := n.Beside("b", a)
+	if to := netip.MustParseAddr("192.168.1.11"); !udpPasses(t, a.Host, b.Host, to) {
+		t.Error("two hosts of one network don't reach each other")
+	}
+	c := n.Site("c", CGNAT)
+	d := n.Customer("d", c)
+	server := n.Server("server")
+	to := endpointOn(t, server.Host, at(server.IPv4(), 7001))
+	var sockets [2]endpoint
+	var outside [2]netip.AddrPort
+	for i, s := range []*Site{c, d} {
+		sockets[i] = endpointOn(t, s.Host, "192.168.1.10:7745")
+		sockets[i].send(to.addr(), s.Name())
+		outside[i] = to.arrivals()[s.Name()]
+	}
+	if outside[0] == outside[1] || outside[0].Addr() != outside[1].Addr() || outside[0].Addr() != c.Carrier.Public() {
+		t.Errorf("two customers are seen as %v", outside)
+	}
+	for range 2 { // the first opens the own home's router
+		sockets[0].send(outside[1], "hairpin")
+		sockets[1].send(outside[0], "hairpin")
+	}
+	for i := range sockets {
+		if from := sockets[i].arrivals()["hairpin"]; from != outside[1-i] {
+			t.Errorf("the other customer's datagram comes from %v instead of %v", from, outside[1-i])
+		}
+	}
+}
+
+// at is the host and port of an address in CIDR form.
+func at(cidr string, port uint16) string {
+	return netip.AddrPortFrom(netip.MustParsePrefix(cidr).Addr(), port).String()
+}
+
 func udpPasses(t *testing.T, from, to *Host, at netip.Addr) bool {
 	t.Helper()
 	there := endpointOn(t, to, netip.AddrPortFrom(at, 7001).String())

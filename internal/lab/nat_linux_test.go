@@ -202,6 +202,21 @@ func TestNATKinds(t *testing.T) {
 	}
 }
 
+// A path can be made to carry in one direction only.
+func TestGatewayDeafens(t *testing.T) {
+	n := openNAT(t)
+	s := n.socket(0)
+	for _, address := range []netip.Addr{{}, n.a1.addr().Addr(), {}} {
+		n.gateway.Deafen(address)
+		for _, from := range []endpoint{n.a1, n.b1} {
+			from.send(s.seen(from), "answer")
+			if got := s.arrivals(); (len(got) == 1) != (from.addr().Addr() != address) {
+				t.Errorf("deaf for %v: from %v comes %v", address, from.addr(), got)
+			}
+		}
+	}
+}
+
 // Datagrams that come before the inside host has sent any must not spoil its later mapping: both ends of a hole punch
 // send at about the same time.
 func TestNATForgetsWhoCameTooEarly(t *testing.T) {
