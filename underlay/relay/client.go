@@ -219,7 +219,7 @@ func (c *Client) SendTLS(to netip.Addr, datagram []byte) error {
 		return ErrTooLong
 	}
 	s.use()
-	if s.out.Data(to, datagram, len(datagram)) == 0 {
+	if s.out.Data(0, to, datagram, len(datagram), 0) == 0 {
 		return ErrQueueFull
 	}
 	return nil

@@ -88,6 +88,15 @@ func ReadFrame(r *bufio.Reader) (FrameType, []byte, error) {
 	return t, whole[FrameHeaderSize:], nil
 }
 
+// FrameWaits reports whether ReadFrame would return without waiting.
+func FrameWaits(r *bufio.Reader) bool {
+	if r.Buffered() < FrameHeaderSize {
+		return false
+	}
+	head, err := r.Peek(FrameHeaderSize)
+	return err != nil || r.Buffered() >= FrameHeaderSize+int(binary.BigEndian.Uint16(head))
+}
+
 // endOf tells an end between frames from one within.
 func endOf(err error, got int) error {
 	if got > 0 && errors.Is(err, io.EOF) {

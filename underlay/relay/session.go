@@ -8,9 +8,7 @@ import (
 	"context"
 	"crypto/tls"
 	"encoding/binary"
-	"net"
 	"net/netip"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -22,11 +20,8 @@ const (
 	restInterval = 2 * time.Minute  // where UDP has a way, and TLS only has to stay
 	pongLimit    = 10 * time.Second
 	hurryLimit   = 5 * time.Second // the host moved, or nothing comes back
-	writeLimit   = 30 * time.Second
-	maxQueue     = 256 << 10 // bytes that wait for the connection
+	maxQueue     = 256 << 10       // bytes that wait for the connection
 	maxControls  = 8
-	controlRoom  = 4 << 10  // more of them for frames of control
-	keptBuffer   = 16 << 10 // bytes of buffer that an idle queue keeps
 )
 
 // session is one connection to the relay.
@@ -53,7 +48,7 @@ type session struct {
 func newSession(c *Client, conn *tls.Conn) *session {
 	s := &session{
 		client: c, conn: conn, in: bufio.NewReaderSize(conn, FrameBuffer), certificate: bytes.Clone(c.options.Certificate()),
-		controls: make(chan Control, maxControls), pongs: make(chan uint64, 1), wake: make(chan struct{}, 1), out: NewQueue(maxQueue),
+		controls: make(chan Control, maxControls), pongs: make(chan uint64, 1), wake: make(chan struct{}, 1), out: NewQueue(maxQueue, 1),
 	}
 	p, ok := conn.NetConn().(interface{ Proxied() bool })
 	s.proxied = ok && p.Proxied()
@@ -261,91 +256,4 @@ func (w *watcher) publish() {
 		return
 	}
 	w.client.setStatus(status)
-}
-
-// Queue holds frames that wait for a connection. Who fills it never waits: what doesn't fit is dropped.
-type Queue struct {
-	limit int
-	wake  chan struct{} // one slot
-
-	mu      sync.Mutex
-	waiting []byte
-}
-
-// NewQueue returns a queue of at most limit bytes.
-func NewQueue(limit int) *Queue { return &Queue{limit: limit, wake: make(chan struct{}, 1)} }
-
-// Frame appends a frame of control, for which there is a little room beyond the limit. It reports whether it fitted.
-func (q *Queue) Frame(t FrameType, body ...[]byte) bool {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	if len(q.waiting) > q.limit+controlRoom {
-		return false
-	}
-	q.waiting = AppendFrame(q.waiting, t, body...)
-	q.signal()
-	return true
-}
-
-// Data appends frames of data for the datagrams in d, each of them size bytes long but the last, and returns how many
-// fitted.
-func (q *Queue) Data(addr netip.Addr, d []byte, size int) int {
-	taken := 0
-	q.mu.Lock()
-	for len(d) > 0 {
-		n := min(size, len(d))
-		if len(q.waiting)+FrameHeaderSize+addressSize+n > q.limit {
-			break
-		}
-		q.waiting = AppendData(q.waiting, addr, d[:n])
-		d = d[n:]
-		taken++
-	}
-	q.mu.Unlock()
-	q.signal()
-	return taken
-}
-
-func (q *Queue) signal() {
-	select {
-	case q.wake <- struct{}{}:
-	default:
-	}
-}
-
-// writer is a connection, as far as Drain needs one.
-type writer interface {
-	Write([]byte) (int, error)
-	SetWriteDeadline(time.Time) error
-}
-
-var _ writer = net.Conn(nil)
-
-// Drain writes what comes into the queue to w until ctx or w ends.
-func (q *Queue) Drain(ctx context.Context, w writer) error {
-	var spare []byte
-	for {
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-q.wake:
-		}
-		q.mu.Lock()
-		batch := q.waiting
-		q.waiting = spare[:0]
-		q.mu.Unlock()
-		if len(batch) == 0 {
-			spare = batch
-			continue
-		}
-		if err := w.SetWriteDeadline(time.Now().Add(writeLimit)); err != nil {
-			return err
-		}
-		if _, err := w.Write(batch); err != nil {
-			return err
-		}
-		if spare = batch; len(batch) < cap(batch)/8 && cap(batch) > keptBuffer {
-			spare = nil
-		}
-	}
 }
