@@ -70,10 +70,32 @@ type Status struct {
 // maxEndpoints bounds what others are told: an agent's record has no room for more.
 const maxEndpoints = 16
 
+// reservedEndpoints is how many of them are not for the interfaces' addresses.
+const reservedEndpoints = 3
+
 // Set tells the underlay what it is part of. It returns at once.
 func (u *Underlay) Set(s State) {
-	u.state.Store(&s)
+	old := u.state.Swap(&s)
+	u.relays.set(&s)
+	if !sameRelays(old, &s) || !slices.Equal(old.Hosts, s.Hosts) {
+		u.poke()
+	}
 	u.publish()
+}
+
+// sameRelays reports whether two states ask the same servers.
+func sameRelays(a, b *State) bool {
+	return a.Key.IsZero() == b.Key.IsZero() && slices.EqualFunc(a.Relays, b.Relays, func(x, y identity.RelayStatement) bool {
+		return x.Key == y.Key && x.UDP == y.UDP && slices.Equal(x.Addresses, y.Addresses)
+	})
+}
+
+// poke lets gather begin anew.
+func (u *Underlay) poke() {
+	select {
+	case u.regather <- struct{}{}:
+	default:
+	}
 }
 
 // Status returns what is known now. It does not wait.
@@ -82,13 +104,23 @@ func (u *Underlay) Status() Status { return *u.status.Load() }
 // Changes delivers a value when Status has changed in what others should be told. It has one slot and is never closed.
 func (u *Underlay) Changes() <-chan struct{} { return u.changes }
 
+// Refresh says that this host moved to another network, or slept: what was found out is found out anew. It returns at once.
+func (u *Underlay) Refresh() {
+	u.found.Store(&findings{})
+	u.relays.refresh()
+	u.poke()
+	u.publish()
+}
+
 // publish makes a new Status and says so if it differs.
 func (u *Underlay) publish() {
 	u.publishing.Lock()
 	defer u.publishing.Unlock()
-	next := Status{Port: u.port, Endpoints: endpoints(u.state.Load(), u.port)}
+	found := u.found.Load()
+	next := Status{Port: u.port, Home: u.relays.homeID(), Relays: u.relays.status(), NAT: found.nat()}
+	next.Endpoints = endpoints(u.state.Load(), u.port, u.relays.observed(), found)
 	old := u.status.Swap(&next)
-	if !slices.Equal(old.Endpoints, next.Endpoints) {
+	if !slices.Equal(old.Endpoints, next.Endpoints) || old.Home != next.Home || old.NAT != next.NAT {
 		select {
 		case u.changes <- struct{}{}:
 		default:
@@ -96,15 +128,33 @@ func (u *Underlay) publish() {
 	}
 }
 
-// endpoints lists where this host may be reached.
-func endpoints(s *State, port uint16) (list []Endpoint) {
-	for _, a := range s.Hosts {
-		if !s.Prefix.Contains(a) && len(list) < maxEndpoints {
-			list = append(list, Endpoint{Addr: netip.AddrPortFrom(a, port), Kind: KindHost})
+// endpoints lists where this host may be reached. What a relay sees goes before what was found by asking, which may be older.
+func endpoints(s *State, port uint16, observed []netip.AddrPort, found *findings) (list []Endpoint) {
+	add := func(a netip.AddrPort, k Kind) {
+		a = unmapped(a)
+		same := func(e Endpoint) bool { return e.Addr == a }
+		if a.IsValid() && a.Port() != 0 && !s.Prefix.Contains(a.Addr()) && len(list) < maxEndpoints && !slices.ContainsFunc(list, same) {
+			list = append(list, Endpoint{Addr: a, Kind: k})
 		}
 	}
+	var seen4, seen6 bool
+	reflexive := func(a netip.AddrPort) {
+		seen := &seen6
+		if a = unmapped(a); a.Addr().Is4() {
+			seen = &seen4
+		}
+		if a.IsValid() && !*seen {
+			*seen = true
+			add(a, KindReflexive)
+		}
+	}
+	for _, a := range s.Hosts[:min(len(s.Hosts), maxEndpoints-reservedEndpoints)] {
+		add(netip.AddrPortFrom(a, port), KindHost)
+	}
+	for _, a := range observed {
+		reflexive(a)
+	}
+	reflexive(found.v4.reflexive())
+	reflexive(found.v6.reflexive())
 	return list
 }
-
-// Refresh says that this host moved to another network, or slept: what was found out is found out anew. It returns at once.
-func (u *Underlay) Refresh() { u.publish() }

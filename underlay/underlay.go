@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package underlay carries sealed datagrams between nodes: over UDP, on one port for IPv4 and IPv6. It knows nothing
-// about what is inside them.
+// Package underlay carries sealed datagrams between nodes: over UDP, on one port for IPv4 and IPv6, and over relays. It
+// finds out where others may reach this node, and knows nothing about what is inside the datagrams.
 package underlay
 
 import (
@@ -16,6 +16,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sync/errgroup"
+
+	"github.com/pilot-protocol/pilot/underlay/stun"
 )
 
 // Path is one way for datagrams to travel. It is a plain value: compare it with ==.
@@ -34,7 +36,7 @@ func (p Path) String() string {
 	return p.Remote.String()
 }
 
-// ErrNoRelay is returned for a path over a relay.
+// ErrNoRelay is returned for a path over a relay that is not known, or that this node may not use.
 var ErrNoRelay = errors.New("underlay: no such relay")
 
 // ErrFamily is returned for a path of an address family that this host does not have.
@@ -77,6 +79,9 @@ func (b *Burst) Each(yield func([]byte) bool) {
 // Options of New.
 type Options struct {
 	Port uint16 // UDP port to listen on; 0, or one that is taken: a free one is chosen
+	// Dial makes TCP connections, through a proxy where there is one; such a connection has a method Proxied() bool that
+	// returns true. nil: net.Dialer.
+	Dial func(ctx context.Context, network, addr string) (net.Conn, error)
 	Log  *slog.Logger
 }
 
@@ -88,9 +93,14 @@ type Underlay struct {
 	sockets []*socket
 	ring    *ring // the last loop's
 	fan     *fan
+	relays  *relays
+	stun    *stun.Client
+	dial    func(ctx context.Context, network, addr string) (net.Conn, error)
 	closed  chan struct{}
 	once    sync.Once
 
+	found      atomic.Pointer[findings]
+	regather   chan struct{} // one slot
 	state      atomic.Pointer[State]
 	status     atomic.Pointer[Status]
 	publishing sync.Mutex // one at a time makes a new status
@@ -100,10 +110,16 @@ type Underlay struct {
 // New opens the sockets: IPv4 and IPv6 on the same port, or on one family alone where the host has only that. If the
 // port is taken, a free one is used: Port tells which.
 func New(o Options) (*Underlay, error) {
-	u := &Underlay{log: o.Log, closed: make(chan struct{}), changes: make(chan struct{}, 1)}
+	u := &Underlay{
+		log: o.Log, dial: o.Dial, closed: make(chan struct{}), changes: make(chan struct{}, 1), regather: make(chan struct{}, 1),
+	}
 	u.state.Store(&State{})
+	u.found.Store(&findings{})
 	if u.log == nil {
 		u.log = slog.New(slog.DiscardHandler)
+	}
+	if u.dial == nil {
+		u.dial = (&net.Dialer{KeepAlive: -1}).DialContext
 	}
 	var err error
 	if u.ring, err = newRing(); err != nil {
@@ -126,6 +142,12 @@ func New(o Options) (*Underlay, error) {
 		}
 	}
 	u.status.Store(&Status{Port: u.port})
+	u.relays = newRelays(relayOptions{
+		dial: u.dial, send: u.sendDirect, deliver: u.ring.put, changed: u.publish, log: u.log,
+	})
+	u.stun = stun.NewClient(func(to netip.AddrPort, d []byte) error {
+		return u.sendDirect(&Burst{Path: Path{Remote: to}, Data: d, Size: len(d)})
+	})
 	return u, nil
 }
 
@@ -177,6 +199,8 @@ func (u *Underlay) Run(ctx context.Context) error {
 		}
 	})
 	group.Go(func() error { u.fan.read(ctx, u.ring.put); return nil })
+	group.Go(func() error { u.relays.run(ctx); return nil })
+	group.Go(func() error { u.gather(ctx); return nil })
 	return group.Wait()
 }
 
@@ -218,7 +242,7 @@ func (u *Underlay) Send(p Path, datagrams [][]byte) error {
 func (u *Underlay) SendBurst(b *Burst) error {
 	switch {
 	case b.Path.Relay != 0:
-		return ErrNoRelay
+		return u.relays.send(b)
 	case b.Path.Socket != 0:
 		return u.fan.send(b)
 	}

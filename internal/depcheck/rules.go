@@ -56,6 +56,7 @@ func doors() []door {
 		{"gvisor.dev/gvisor", []string{"netstack"}},
 		{"github.com/miekg/dns", []string{"magicdns"}},
 		{"github.com/nats-io", []string{"coordinator"}},
+		{"github.com/pion", []string{"underlay"}},
 		{"github.com/prometheus", []string{"node"}},
 		{"github.com/urfave/cli", []string{"cmd/pilot"}},
 	}
