@@ -199,8 +199,9 @@ func (o *Overlay) tryLocked(l *link, now moment) {
 		o.failLocked(l, ReasonNoAddress, now)
 		return
 	}
-	// What is not answered may be too large for the path.
-	target := noise.Target{Agent: l.remote, Tunnel: tunnel.Tunnel, Suites: tunnel.Suites, Small: a.tries >= smallAfter || l.narrowLocked()}
+	target := noise.Target{Agent: l.remote, Tunnel: tunnel.Tunnel, Suites: tunnel.Suites}
+	// What is not answered may be too large for the path; a peer that is said to be offline gets but one.
+	target.Small = a.tries >= smallAfter || o.offlineLocked(l) || l.narrowLocked()
 	init, err := o.noise.Initiate(now.wall, l.local, target)
 	if err != nil {
 		o.log.Error("cannot begin a handshake", "agent", l.remote, "error", err)

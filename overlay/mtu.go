@@ -121,7 +121,7 @@ func (o *Overlay) sizesLocked(l *link, now moment) {
 		for _, size := range probes {
 			o.probeSizeLocked(l, s, search, size, now)
 		}
-		o.scheduleLocked(l, max(search.Due(false), now.at+time.Millisecond))
+		o.scheduleLocked(l, max(search.Due(s.sizes.long.Load()), now.at+time.Millisecond))
 	}
 	tellLimit(s, search)
 }

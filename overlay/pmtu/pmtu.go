@@ -26,7 +26,7 @@ const (
 	tries = 3
 	// confirmEvery is how often the limit is probed again while long datagrams are sent: with the time that tries take, so
 	// late is it noticed that a path became narrow.
-	confirmEvery = 2 * time.Second
+	confirmEvery = time.Second
 	// raiseAfter is when a path that was narrow is searched again (RFC 8899, section 5.1.1: PMTU_RAISE_TIMER).
 	raiseAfter = 10 * time.Minute
 

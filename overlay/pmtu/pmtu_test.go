@@ -247,7 +247,7 @@ func TestIdle(t *testing.T) {
 		t.Errorf("%d probes", w.probes-before)
 	}
 	w.run(s, time.Minute, true)
-	if n := w.probes - before; n < 25 || n > 31 {
+	if n := w.probes - before; n < 50 || n > 61 {
 		t.Errorf("%d confirmations in a minute of use", n)
 	}
 }

@@ -1,0 +1,261 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package lab
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"strconv"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/pilot-protocol/pilot/node/localapi"
+)
+
+// narrow is two hosts, left and right, with two routers between them, and a link between the routers that carries less than
+// the hosts' own. No ICMP error ever comes from there. The routers make TCP fit, as home routers do, or the coordinator could
+// not be reached either.
+type narrow struct {
+	*Lab
+	left, right *Host
+	routers     [2]*Host
+}
+
+// noICMP is what both routers do.
+const noICMP = `table inet silent {
+	chain forward {
+		type filter hook forward priority 0
+		icmp type { destination-unreachable, time-exceeded, parameter-problem } drop
+		icmpv6 type { destination-unreachable, packet-too-big, time-exceeded, parameter-problem } drop
+		tcp flags syn tcp option maxseg size set rt mtu
+	}
+	chain output {
+		type filter hook output priority 0
+		icmp type { destination-unreachable, time-exceeded, parameter-problem } drop
+		icmpv6 type { destination-unreachable, packet-too-big, time-exceeded, parameter-problem } drop
+	}
+}
+`
+
+func newNarrow(t *testing.T, v6 bool, mtu int) *narrow {
+	t.Helper()
+	l := open(t)
+	Programs(t, "nft")
+	n := &narrow{Lab: l, left: l.Host("left"), right: l.Host("right")}
+	office, middle, depot := l.Bridge("office"), l.Bridge("middle"), l.Bridge("depot")
+	at := func(net, host int) string {
+		if v6 {
+			return fmt.Sprintf("2001:db8:%d::%d", net, host)
+		}
+		return fmt.Sprintf("198.18.%d.%d", net, host)
+	}
+	length := "/24"
+	if v6 {
+		length = "/64"
+	}
+	n.left.Connect(office, at(1, 2)+length).Gateway(at(1, 1))
+	n.right.Connect(depot, at(3, 2)+length).Gateway(at(3, 1))
+	for i, side := range []*Bridge{office, depot} {
+		r := l.Router(fmt.Sprintf("router%d", i+1))
+		r.Connect(side, at(1+2*i, 1)+length)
+		r.Connect(middle, at(2, 1+i)+length).Gateway(at(2, 2-i))
+		if out := r.RunInput(t.Context(), noICMP, "nft", "-f", "-"); !out.OK() {
+			t.Fatal(out)
+		}
+		n.routers[i] = r
+	}
+	n.carry(mtu)
+	return n
+}
+
+// carry sets the MTU of the link in the middle.
+func (n *narrow) carry(mtu int) {
+	for _, r := range n.routers {
+		r.must("ip", "link", "set", "eth1", "mtu", strconv.Itoa(mtu))
+	}
+}
+
+// send sends size bytes over one new TCP connection and returns how long connecting took, and what followed.
+func (n *narrow) send(t *testing.T, to netip.AddrPort, size int64, during func(conn net.Conn)) (connected, took time.Duration) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	listener, err := listenOn(n.right, to)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	end, _ := ctx.Deadline()
+	if err := listener.SetDeadline(end); err != nil {
+		t.Fatal(err)
+	}
+	begin := time.Now()
+	out, err := dialFrom(ctx, n.left, to)
+	for errors.Is(err, unix.EHOSTUNREACH) && time.Since(begin) < 5*time.Second {
+		// Nobody has heard of the peer's node yet, which has just joined.
+		time.Sleep(time.Millisecond)
+		out, err = dialFrom(ctx, n.left, to)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer out.Close()
+	connected = time.Since(begin)
+	in, err := listener.AcceptTCP()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer in.Close()
+	if err := in.SetDeadline(end); err != nil {
+		t.Fatal(err)
+	}
+	written := make(chan error, 1)
+	sent, received := sha256.New(), sha256.New()
+	go func() {
+		_, err := io.Copy(out, io.TeeReader(io.LimitReader(rand.NewChaCha8([32]byte{1}), size), sent))
+		written <- errors.Join(err, out.CloseWrite())
+	}()
+	if during != nil {
+		during(in)
+	}
+	if got, err := io.Copy(received, in); err != nil {
+		t.Fatalf("after %d bytes: %v", got, err)
+	}
+	took = time.Since(begin) - connected
+	if err := <-written; err != nil {
+		t.Fatal(err)
+	}
+	if during == nil && string(sent.Sum(nil)) != string(received.Sum(nil)) {
+		t.Error("other bytes")
+	}
+	return connected, took
+}
+
+// echoes sends datagrams of a payload until one came back, and returns how many that took: the first may only have taught the
+// sender's kernel how long a packet may be.
+func (n *narrow) echoes(t *testing.T, to netip.AddrPort, payload int) int {
+	t.Helper()
+	var server, client *net.UDPConn
+	if err := n.right.In(func() (err error) {
+		server, err = net.ListenUDP("udp", net.UDPAddrFromAddrPort(to))
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		buf := make([]byte, 4096)
+		for {
+			n, from, err := server.ReadFromUDPAddrPort(buf)
+			if err != nil {
+				return
+			}
+			_, _ = server.WriteToUDPAddrPort(buf[:n], from)
+		}
+	}()
+	defer func() { _ = server.Close(); <-done }()
+	if err := n.left.In(func() (err error) {
+		client, err = net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(to))
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	buf := make([]byte, payload)
+	for try := 1; try <= 8; try++ {
+		_, _ = client.Write(buf) // the kernel may say that it is too long, once
+		_ = client.SetReadDeadline(time.Now().Add(500 * time.Millisecond))
+		if got, err := client.Read(buf); err == nil && got == payload {
+			return try
+		}
+	}
+	t.Errorf("no datagram of %d bytes came back", payload)
+	return 0
+}
+
+// TestNarrowPaths makes sessions and moves 10 MB over paths that carry less than 1500 bytes and say nothing about it. It prints
+// the speeds of the first connection, while the path is still searched, and of the best of the next five.
+func TestNarrowPaths(t *testing.T) {
+	const size = 10 << 20
+	var whole [2]float64
+	for _, tt := range []struct {
+		name string
+		v6   bool
+		mtu  int
+	}{{"IPv4 1500", false, 1500}, {"IPv4 1492", false, 1492}, {"IPv4 1280", false, 1280}, {"IPv4 1124", false, 1124}, {"IPv6 1280", true, 1280}} {
+		t.Run(tt.name, func(t *testing.T) {
+			n := newNarrow(t, tt.v6, tt.mtu)
+			planner := found(t, n.left, "planner")
+			to := netip.AddrPortFrom(joinBy(t, n.right, "warehouse", planner.Invite).Address, 7001)
+			connected, took := n.send(t, to, size, nil)
+			rates := [2]float64{float64(size) * 8 / took.Seconds() / 1e6}
+			for range 5 {
+				_, took := n.send(t, to, size, nil)
+				rates[1] = max(rates[1], float64(size)*8/took.Seconds()/1e6)
+			}
+			if tt.mtu == 1500 {
+				whole = rates
+			}
+			t.Logf("connected after %v; first 10 MB %.0f Mbit/s, %.0f %% of those at 1500; later ones %.0f Mbit/s, %.0f %%",
+				connected.Round(time.Millisecond), rates[0], 100*rates[0]/whole[0], rates[1], 100*rates[1]/whole[1])
+			if rates[1] < whole[1]/5 {
+				t.Errorf("%.0f Mbit/s, and %.0f at 1500", rates[1], whole[1])
+			}
+			for _, payload := range []int{1000, 1232, 1372} {
+				t.Logf("a datagram of %d bytes came back at try %d", payload, n.echoes(t, to, payload))
+			}
+			t.Logf("drops: %v", drops(t, n.left))
+		})
+	}
+}
+
+// drops are what a host's daemon counts.
+func drops(t testing.TB, h *Host) map[string]uint64 {
+	t.Helper()
+	return pilot[localapi.Status](t, h, "status").Drops
+}
+
+// TestPathShrinks has a path become narrow in the middle of a transfer, and no word of it.
+func TestPathShrinks(t *testing.T) {
+	for _, mtu := range []int{1280, 1124} {
+		n := newNarrow(t, false, 1500)
+		planner := found(t, n.left, "planner")
+		to := netip.AddrPortFrom(joinBy(t, n.right, "warehouse", planner.Invite).Address, 7001)
+		n.send(t, to, 10<<20, nil)
+		var stalled time.Duration
+		_, took := n.send(t, to, 32<<20, func(in net.Conn) {
+			buf, got := make([]byte, 256<<10), 0
+			for got < 4<<20 {
+				k, err := in.Read(buf)
+				if err != nil {
+					t.Fatal(err)
+				}
+				got += k
+			}
+			n.carry(mtu)
+			last := time.Now()
+			for narrow := got + 8<<20; got < narrow; {
+				k, err := in.Read(buf)
+				if err != nil {
+					t.Fatalf("after %d bytes: %v", got, err)
+				}
+				got += k
+				stalled = max(stalled, time.Since(last))
+				last = time.Now()
+			}
+		})
+		t.Logf("to %d: 32 MB took %v, the longest silence %v", mtu, took.Round(time.Millisecond), stalled.Round(time.Millisecond))
+		if stalled > 15*time.Second {
+			t.Errorf("to %d: nothing came for %v", mtu, stalled)
+		}
+	}
+}
