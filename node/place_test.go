@@ -476,7 +476,7 @@ func TestSignalsAreRare(t *testing.T) {
 	}
 }
 
-// TestAbuse23RelaysOfOthers: the coordinator can't add a relay, nor bring an old word about one back.
+// TestAbuse23RelaysOfOthers: nobody but the authority names a relay, and an old word about one doesn't come back.
 func TestAbuse23RelaysOfOthers(t *testing.T) {
 	w := newWorld(t)
 	b := w.book(w.agent(1), "planner")
