@@ -4,6 +4,7 @@ package node
 
 import (
 	"net/http"
+	"strconv"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
@@ -11,6 +12,7 @@ import (
 
 	"github.com/pilot-protocol/pilot/identity"
 	"github.com/pilot-protocol/pilot/overlay"
+	"github.com/pilot-protocol/pilot/underlay"
 )
 
 // metrics returns the handler of GET /metrics. Counters are read when somebody asks, so that the data path keeps none twice.
@@ -25,7 +27,7 @@ type nodeCollector struct {
 	node                                                  *Node
 	up, connected, pending, expires                       *prometheus.Desc
 	sessions, rxBytes, txBytes, rxPackets, txPackets, rtt *prometheus.Desc
-	drops                                                 *prometheus.Desc
+	drops, direct, relay, relayRTT                        *prometheus.Desc
 }
 
 func newNodeCollector(n *Node) *nodeCollector {
@@ -44,6 +46,9 @@ func newNodeCollector(n *Node) *nodeCollector {
 		rxPackets: desc("peer_receive_packets_total", "Inner packets received.", "peer"),
 		txPackets: desc("peer_transmit_packets_total", "Inner packets sent.", "peer"),
 		rtt:       desc("peer_rtt_seconds", "Last measured round trip; absent if never measured.", "peer"),
+		direct:    desc("peer_direct", "1 while the session with the peer takes a direct path, 0 over a relay; absent without one.", "peer"),
+		relay:     desc("relay_connected", "1 while the relay forwards for this node; home is true at the one where peers find it.", "relay", "home", "transport"),
+		relayRTT:  desc("relay_rtt_seconds", "Round trip to the relay; absent if never measured.", "relay"),
 		drops:     desc("drops_total", "Packets, records and handshakes dropped.", "reason"),
 	}
 }
@@ -52,6 +57,7 @@ func newNodeCollector(n *Node) *nodeCollector {
 func (c *nodeCollector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		c.up, c.connected, c.pending, c.expires, c.sessions, c.rxBytes, c.txBytes, c.rxPackets, c.txPackets, c.rtt, c.drops,
+		c.direct, c.relay, c.relayRTT,
 	} {
 		ch <- d
 	}
@@ -66,9 +72,10 @@ func (c *nodeCollector) Collect(ch chan<- prometheus.Metric) {
 		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), labels...)
 	}
 	var s overlay.Status
+	var relays []underlay.RelayStatus
 	names := map[identity.AgentPublic]string{}
 	err := c.node.view(func(m *membership) error {
-		s = m.engine.overlay.Status()
+		s, relays = m.engine.overlay.Status(), m.engine.underlay.Status().Relays
 		pending := 0
 		for agent, p := range m.book.peers {
 			names[agent] = p.certificate.Name
@@ -86,6 +93,14 @@ func (c *nodeCollector) Collect(ch chan<- prometheus.Metric) {
 		return
 	}
 	gauge(c.sessions, float64(s.Sessions))
+	for _, r := range relays {
+		if r.Connected {
+			gauge(c.relay, 1, r.Name, strconv.FormatBool(r.Home), r.Transport)
+		}
+		if r.RTT > 0 {
+			gauge(c.relayRTT, r.RTT.Seconds(), r.Name)
+		}
+	}
 	for reason, v := range s.Drops {
 		count(c.drops, v, reason)
 	}
@@ -97,6 +112,9 @@ func (c *nodeCollector) Collect(ch chan<- prometheus.Metric) {
 		count(c.txPackets, p.TxPackets, name)
 		if p.RTT > 0 {
 			gauge(c.rtt, p.RTT.Seconds(), name)
+		}
+		if p.State == overlay.StateUp {
+			gauge(c.direct, float64(b2i(p.Path.Relay == 0)), name)
 		}
 	}
 }

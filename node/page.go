@@ -22,7 +22,7 @@ table{border-collapse:collapse;width:100%}td,th{text-align:left;padding:.3rem .8
 <p>Address <code>{{.Self.Address}}</code><br>Key <code>{{.Self.Key}}</code><br>
 Network {{.Network}}, coordinator {{if .Coordinator.Connected}}connected{{else}}not reachable{{end}}</p>
 <table><tr><th>Peer</th><th>Address</th><th>State</th><th>Path</th></tr>
-{{range .Peers}}<tr><td>{{.FQDN}}</td><td><code>{{.Address}}</code></td><td>{{.State}}{{with .Problem}}: {{.Message}}{{end}}</td><td>{{.Path}}</td></tr>
+{{range .Peers}}<tr><td>{{.FQDN}}</td><td><code>{{.Address}}</code></td><td>{{.State}}{{with .Problem}}: {{.Message}}{{end}}</td><td>{{.Path}}{{with .Why}} ({{.}}){{end}}</td></tr>
 {{else}}<tr><td colspan="4">no peers yet</td></tr>{{end}}</table>
 <p><a href="/status.json">the same as JSON</a></p></body></html>
 `
