@@ -4,92 +4,64 @@ package netstack
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net"
 	"net/netip"
-	"os"
-	"sync/atomic"
-	"syscall"
 
 	"gvisor.dev/gvisor/pkg/tcpip"
-	"gvisor.dev/gvisor/pkg/tcpip/adapters/gonet"
 	"gvisor.dev/gvisor/pkg/tcpip/network/ipv6"
+	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
+	"gvisor.dev/gvisor/pkg/tcpip/transport/udp"
+	"gvisor.dev/gvisor/pkg/waiter"
 )
 
-// stackError is gVisor's error as a Go error, under the number that the kernel
-// would have given where programs commonly ask for it.
-func stackError(err tcpip.Error) error {
-	switch err.(type) {
-	case nil:
-		return nil
-	case *tcpip.ErrConnectionRefused:
-		return syscall.ECONNREFUSED
-	case *tcpip.ErrConnectionReset:
-		return syscall.ECONNRESET
-	case *tcpip.ErrNetworkUnreachable:
-		return syscall.ENETUNREACH
-	case *tcpip.ErrHostUnreachable:
-		return syscall.EHOSTUNREACH
-	case *tcpip.ErrTimeout:
-		return os.ErrDeadlineExceeded
-	case *tcpip.ErrPortInUse:
-		return syscall.EADDRINUSE
-	}
-	return errors.New(err.String())
+const (
+	// backlog is how many connections may wait to be accepted, as many as on Linux (net.core.somaxconn).
+	backlog = 4096
+	// bindAttempts is how often a dial from a given address tries another port, when the one it got is in use towards
+	// the same peer.
+	bindAttempts = 16
+)
+
+func fullAddress(ap netip.AddrPort) tcpip.FullAddress {
+	return tcpip.FullAddress{Addr: tcpip.AddrFromSlice(ap.Addr().AsSlice()), Port: ap.Port()}
 }
 
-// known undoes what gonet does to errors: it keeps only their text.
-func known(err error) error {
-	var op *net.OpError
-	if !errors.As(err, &op) {
-		return err
+func addrPort(full tcpip.FullAddress) netip.AddrPort {
+	a, _ := netip.AddrFromSlice(full.Addr.AsSlice())
+	if !a.IsValid() {
+		a = netip.IPv6Unspecified()
 	}
-	for _, k := range []tcpip.Error{
-		&tcpip.ErrConnectionRefused{}, &tcpip.ErrConnectionReset{}, &tcpip.ErrNetworkUnreachable{},
-		&tcpip.ErrHostUnreachable{}, &tcpip.ErrTimeout{}, &tcpip.ErrPortInUse{},
-	} {
-		if op.Err.Error() == k.String() {
-			op.Err = stackError(k)
-			break
-		}
-	}
-	return err
+	return netip.AddrPortFrom(a, full.Port)
 }
 
 // local checks an address to listen on; the unspecified one means all own ones.
 func (s *Stack) local(ap netip.AddrPort) (tcpip.FullAddress, error) {
-	full := tcpip.FullAddress{NIC: nicID, Port: ap.Port()}
 	switch {
 	case ap.Addr() == netip.IPv6Unspecified():
-	case s.isOwn(ap.Addr()):
-		full.Addr = tcpip.AddrFrom16(ap.Addr().As16())
-	default:
-		return full, fmt.Errorf("listen on %v: %w", ap, ErrAddress)
+		return tcpip.FullAddress{NIC: nic6, Port: ap.Port()}, nil
+	case s.hosts.Load().isOwn(ap.Addr()):
+		full := fullAddress(ap)
+		full.NIC = nic6
+		return full, nil
 	}
-	return full, nil
+	return tcpip.FullAddress{}, fmt.Errorf("listen on %v: %w", ap, ErrAddress)
 }
 
 // remote checks an address to send to.
 func (s *Stack) remote(ap netip.AddrPort) (tcpip.FullAddress, error) {
-	if !s.routed(ap.Addr()) || ap.Port() == 0 {
+	if !s.hosts.Load().routed(ap.Addr()) || ap.Port() == 0 {
 		return tcpip.FullAddress{}, fmt.Errorf("%v: %w", ap, ErrAddress)
 	}
-	return tcpip.FullAddress{NIC: nicID, Addr: tcpip.AddrFrom16(ap.Addr().As16()), Port: ap.Port()}, nil
-}
-
-func (s *Stack) open() error {
-	select {
-	case <-s.closing:
-		return fmt.Errorf("netstack: %w", net.ErrClosed)
-	default:
-		return nil
-	}
+	full := fullAddress(ap)
+	full.NIC = nic6
+	return full, nil
 }
 
 // ListenTCP listens on an own address, or on all of them for [::]. Port 0
 // chooses one. After the listener's or the stack's Close, Accept fails with
 // net.ErrClosed. ErrAddress is for an address that isn't the stack's.
+// The connections have CloseRead and CloseWrite, and keep themselves alive: see DialContext.
 func (s *Stack) ListenTCP(ap netip.AddrPort) (net.Listener, error) {
 	if err := s.open(); err != nil {
 		return nil, err
@@ -98,11 +70,20 @@ func (s *Stack) ListenTCP(ap netip.AddrPort) (net.Listener, error) {
 	if err != nil {
 		return nil, err
 	}
-	l, err := gonet.ListenTCP(s.stack, full, ipv6.ProtocolNumber)
-	if err != nil {
-		return nil, known(err)
+	wq := new(waiter.Queue)
+	ep, e := s.stack.NewEndpoint(tcp.ProtocolNumber, ipv6.ProtocolNumber, wq)
+	if e == nil {
+		if e = ep.Bind(full); e == nil {
+			e = ep.Listen(backlog)
+		}
+		if e != nil {
+			ep.Close()
+		}
 	}
-	return &listener{TCPListener: l, stack: s}, nil
+	if e != nil {
+		return nil, &net.OpError{Op: "listen", Net: "tcp", Addr: net.TCPAddrFromAddrPort(ap), Err: stackError(e)}
+	}
+	return newListener(s, ep, wq), nil
 }
 
 // ListenUDP opens a UDP socket on an own address, or on all of them for [::].
@@ -116,99 +97,130 @@ func (s *Stack) ListenUDP(ap netip.AddrPort) (net.PacketConn, error) {
 	if err != nil {
 		return nil, err
 	}
-	c, err := gonet.DialUDP(s.stack, &full, nil, ipv6.ProtocolNumber)
-	if err != nil {
-		return nil, known(err)
+	wq := new(waiter.Queue)
+	ep, e := s.stack.NewEndpoint(udp.ProtocolNumber, ipv6.ProtocolNumber, wq)
+	if e == nil {
+		if e = ep.Bind(full); e != nil {
+			ep.Close()
+		}
 	}
-	return &packetConn{UDPConn: c, stack: s}, nil
+	if e != nil {
+		return nil, &net.OpError{Op: "listen", Net: "udp", Addr: net.UDPAddrFromAddrPort(ap), Err: stackError(e)}
+	}
+	return newPacketConn(s.core, ep, wq, s), nil
 }
 
-// DialContext connects to a literal IPv6 address and port inside the routes;
+// DialContext connects to a literal IPv6 address and port inside the routes, from the stack's first address;
 // network is "tcp", "tcp6", "udp" or "udp6". Names are not resolved, and
 // everything else (IPv4, mapped, loopback, link-local, foreign) is ErrAddress.
-// A refused connection is syscall.ECONNREFUSED, a prohibited one ENETUNREACH.
+//
+// A refused connection is syscall.ECONNREFUSED, a prohibited one EACCES, and where no way leads there ENETUNREACH or
+// EHOSTUNREACH; all of these come at once. TCP connections notice after some minutes that the other end is gone
+// (ETIMEDOUT).
 func (s *Stack) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
+	ap, err := netip.ParseAddrPort(address)
+	if err != nil {
+		if err := s.open(); err != nil {
+			return nil, err
+		}
+		return nil, fmt.Errorf("dial %q: %w", address, ErrAddress)
+	}
+	return s.Dial(ctx, network, netip.Addr{}, ap)
+}
+
+// Dial is DialContext from one of the stack's own addresses; the zero one means the first.
+func (s *Stack) Dial(ctx context.Context, network string, from netip.Addr, to netip.AddrPort) (net.Conn, error) {
 	if err := s.open(); err != nil {
 		return nil, err
 	}
-	ap, err := netip.ParseAddrPort(address)
-	if err != nil {
-		return nil, fmt.Errorf("dial %q: %w", address, ErrAddress)
-	}
-	full, err := s.remote(ap)
+	full, err := s.remote(to)
 	if err != nil {
 		return nil, fmt.Errorf("dial %w", err)
 	}
+	h := s.hosts.Load()
+	if from.IsValid() && !h.isOwn(from) {
+		return nil, fmt.Errorf("dial from %v: %w", from, ErrAddress)
+	}
+	if from == h.addresses[0] {
+		from = netip.Addr{} // the stack's own choice, which doesn't take a port away from all others
+	}
 	switch network {
 	case "tcp", "tcp6":
-		c, err := gonet.DialContextTCP(ctx, s.stack, full, ipv6.ProtocolNumber)
-		if err != nil {
-			return nil, known(err)
-		}
-		return c, nil
+		return s.dialTCP(ctx, from, to, full)
 	case "udp", "udp6":
-		c, err := gonet.DialUDP(s.stack, nil, &full, ipv6.ProtocolNumber)
-		if err != nil {
-			return nil, known(err)
+		return s.dialUDP(from, to, full)
+	}
+	return nil, fmt.Errorf("dial %v: %w", to, net.UnknownNetworkError(network))
+}
+
+func (s *Stack) dialTCP(ctx context.Context, from netip.Addr, to netip.AddrPort, full tcpip.FullAddress) (net.Conn, error) {
+	fail := func(err error) (net.Conn, error) {
+		return nil, &net.OpError{Op: "dial", Net: "tcp", Addr: net.TCPAddrFromAddrPort(to), Err: err}
+	}
+	if err := ctx.Err(); err != nil {
+		return fail(err)
+	}
+	var e tcpip.Error
+	for range bindAttempts {
+		wq := new(waiter.Queue)
+		var ep tcpip.Endpoint
+		if ep, e = s.stack.NewEndpoint(tcp.ProtocolNumber, ipv6.ProtocolNumber, wq); e != nil {
+			return fail(stackError(e))
 		}
-		return c, nil
+		if from.IsValid() {
+			// Connections from this port to others don't disturb.
+			ep.SocketOptions().SetReuseAddress(true)
+			if e = ep.Bind(tcpip.FullAddress{NIC: nic6, Addr: tcpip.AddrFrom16(from.As16())}); e != nil {
+				ep.Close()
+				return fail(stackError(e))
+			}
+		}
+		entry, done := waiter.NewChannelEntry(waiter.WritableEvents | waiter.EventHUp | waiter.EventErr)
+		wq.EventRegister(&entry)
+		e = ep.Connect(full)
+		if _, taken := e.(*tcpip.ErrPortInUse); taken && from.IsValid() {
+			ep.Close()
+			continue
+		}
+		local, _ := ep.GetLocalAddress()
+		if _, started := e.(*tcpip.ErrConnectStarted); started {
+			select {
+			case <-done:
+				e = ep.LastError()
+			case <-ctx.Done():
+				ep.Close()
+				return fail(ctx.Err())
+			case <-s.closing:
+				ep.Close()
+				return fail(net.ErrClosed)
+			}
+		}
+		wq.EventUnregister(&entry)
+		if e != nil {
+			ep.Close()
+			return fail(s.refusals.why(flow{nextHeaderTCP, addrPort(local), to}, stackError(e)))
+		}
+		return newConn(s.core, ep, wq), nil
 	}
-	return nil, fmt.Errorf("dial %s: %w", address, net.UnknownNetworkError(network))
+	return fail(stackError(e))
 }
 
-// listener makes gonet's listener end as the net package's do.
-type listener struct {
-	*gonet.TCPListener
-	stack  *Stack
-	closed atomic.Bool
-}
-
-func (l *listener) Close() error {
-	if l.closed.Swap(true) {
-		return &net.OpError{Op: "close", Net: "tcp", Err: net.ErrClosed}
+func (s *Stack) dialUDP(from netip.Addr, to netip.AddrPort, full tcpip.FullAddress) (net.Conn, error) {
+	wq := new(waiter.Queue)
+	ep, e := s.stack.NewEndpoint(udp.ProtocolNumber, ipv6.ProtocolNumber, wq)
+	if e == nil {
+		if from.IsValid() {
+			e = ep.Bind(tcpip.FullAddress{NIC: nic6, Addr: tcpip.AddrFrom16(from.As16())})
+		}
+		if e == nil {
+			e = ep.Connect(full)
+		}
+		if e != nil {
+			ep.Close()
+		}
 	}
-	l.TCPListener.Shutdown() // wakes Accept, which Close alone doesn't
-	return l.TCPListener.Close()
-}
-
-func (l *listener) Accept() (net.Conn, error) {
-	c, err := l.TCPListener.Accept()
-	if err != nil && (l.closed.Load() || l.stack.open() != nil) {
-		return nil, &net.OpError{Op: "accept", Net: "tcp", Err: net.ErrClosed}
+	if e != nil {
+		return nil, &net.OpError{Op: "dial", Net: "udp", Addr: net.UDPAddrFromAddrPort(to), Err: stackError(e)}
 	}
-	return c, err
-}
-
-// packetConn makes gonet's UDP socket end as the net package's do, and checks
-// what it is told to send to.
-type packetConn struct {
-	*gonet.UDPConn
-	stack  *Stack
-	closed atomic.Bool
-}
-
-func (c *packetConn) Close() error {
-	if c.closed.Swap(true) {
-		return &net.OpError{Op: "close", Net: "udp", Err: net.ErrClosed}
-	}
-	return c.UDPConn.Close()
-}
-
-func (c *packetConn) ReadFrom(b []byte) (int, net.Addr, error) {
-	n, from, err := c.UDPConn.ReadFrom(b)
-	if err != nil && (c.closed.Load() || c.stack.open() != nil) {
-		return 0, nil, &net.OpError{Op: "read", Net: "udp", Err: net.ErrClosed}
-	}
-	return n, from, err
-}
-
-func (c *packetConn) WriteTo(b []byte, to net.Addr) (int, error) {
-	ua, ok := to.(*net.UDPAddr)
-	if !ok || ua == nil {
-		return 0, &net.OpError{Op: "write", Net: "udp", Addr: to, Err: ErrAddress}
-	}
-	if _, err := c.stack.remote(ua.AddrPort()); err != nil {
-		return 0, &net.OpError{Op: "write", Net: "udp", Addr: to, Err: ErrAddress}
-	}
-	return c.UDPConn.WriteTo(b, to)
+	return newPacketConn(s.core, ep, wq, s), nil
 }

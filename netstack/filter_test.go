@@ -51,10 +51,8 @@ func TestUnreachableEndsDial(t *testing.T) {
 			}
 		}()
 		_, err := a.DialContext(ctx, "tcp", net.JoinHostPort(addrB.String(), "80"))
-		want := syscall.ENETUNREACH
-		if code == codePortUnreach {
-			want = syscall.ECONNREFUSED
-		}
+		want := []error{syscall.ENETUNREACH, syscall.EACCES, syscall.EHOSTUNREACH, syscall.EHOSTUNREACH,
+			syscall.ECONNREFUSED, syscall.EACCES, syscall.EACCES}[code]
 		if !errors.Is(err, want) {
 			t.Errorf("code %d: %v, want %v", code, err, want)
 		}
@@ -65,10 +63,15 @@ func TestUnreachableEndsDial(t *testing.T) {
 func TestPlainUnreachableKeepsChecksum(t *testing.T) {
 	for code := range 256 {
 		for _, body := range []string{"", "abcd", "\xff\xff\xff\xff", "\x00\x00"} {
-			p := icmp6(addrB, addrA, icmpUnreachable, uint8(code), []byte(body))
-			plainUnreachable(p)
-			if icmpSum(p) != 0xffff {
-				t.Fatalf("code %d, body %q: checksum is wrong", code, body)
+			for protocol, want := range map[uint8]uint8{nextHeaderTCP: codeNoRoute, nextHeaderUDP: codePortUnreach} {
+				p := icmp6(addrB, addrA, icmpUnreachable, uint8(code), []byte(body))
+				plainUnreachable(p, protocol)
+				if code == codePortUnreach {
+					want = codePortUnreach
+				}
+				if icmpSum(p) != 0xffff || p[offICMPCode] != want {
+					t.Fatalf("code %d, body %q: became %d, sum %#x", code, body, p[offICMPCode], icmpSum(p))
+				}
 			}
 		}
 	}
@@ -103,14 +106,14 @@ func TestForeignPacketsIgnored(t *testing.T) {
 		"bad checksum":       badSum,
 	} {
 		s.Deliver(p)
-		if n := s.link.NumQueued(); n != 0 {
+		if n := s.queue.len(); n != 0 {
 			t.Errorf("%s: %d packets sent", name, n)
-			s.link.Drain()
+			s.queue.drain()
 		}
 	}
 	// What is heard at last proves that the stack was listening all the time.
 	s.Deliver(icmp6(addrB, addrA, icmpEchoRequest, 0, nil))
-	if s.link.NumQueued() != 1 {
+	if s.queue.len() != 1 {
 		t.Error("a proper packet wasn't answered")
 	}
 }
@@ -154,7 +157,7 @@ func TestAbuse16TargetsOutsideTheOverlay(t *testing.T) {
 			t.Errorf("listen UDP on %v: %v, want ErrAddress", a, err)
 		}
 	}
-	if n := s.link.NumQueued(); n != 0 {
+	if n := s.queue.len(); n != 0 {
 		t.Errorf("%d packets sent", n)
 	}
 }
@@ -209,6 +212,6 @@ func FuzzDeliver(f *testing.F) {
 			}
 			s.Deliver(p)
 		}
-		s.link.Drain()
+		s.queue.drain()
 	})
 }

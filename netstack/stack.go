@@ -1,14 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package netstack is an IPv6 stack in user space, on gVisor: packets go in
-// and come out as bytes, and what runs on it gets the usual [net.Conn],
-// [net.Listener] and [net.PacketConn].
+// Package netstack is an IP stack in user space, on gVisor. What runs on it gets the usual [net.Conn], [net.Listener] and
+// [net.PacketConn], and needs neither a privilege nor an interface of the system.
 //
-// The stack is a host, never a router: it takes only unicast packets for its
-// own addresses from senders inside its routes, sends only to its routes,
-// forwards nothing, and takes part in neither neighbour discovery nor multicast
-// listening. It answers ICMPv6 echo requests, resets connections to closed TCP
-// ports and reports closed UDP ports.
+// A Stack is an IPv6 host, never a router: it takes only unicast packets for its own addresses from senders inside its
+// routes, sends only to its routes, forwards nothing, and takes part in neither neighbour discovery nor multicast
+// listening. It answers ICMPv6 echo requests, resets connections to closed TCP ports and reports closed UDP ports. Its
+// other end is either a [Device], which an overlay takes in place of a TUN interface, with bursts of TCP and checksums
+// left alone; or Deliver and ReadPackets, packet by packet.
+//
+// A Gateway is what a sandbox sends to when it means the world outside: it takes connections to any address, asks about
+// each, and refuses at once or hands over a [net.Conn] to be spliced. [ClassOf] tells which addresses are nobody's
+// business.
 package netstack
 
 import (
@@ -21,34 +24,15 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 
-	"gvisor.dev/gvisor/pkg/buffer"
 	"gvisor.dev/gvisor/pkg/tcpip"
-	"gvisor.dev/gvisor/pkg/tcpip/link/channel"
 	"gvisor.dev/gvisor/pkg/tcpip/network/ipv6"
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
-	"gvisor.dev/gvisor/pkg/tcpip/transport/icmp"
-	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
-	"gvisor.dev/gvisor/pkg/tcpip/transport/udp"
 )
 
-const (
-	// DefaultMTU is the overlay's MTU in bytes, used where Options.MTU is 0.
-	DefaultMTU = 1420
-	minMTU     = 1280 // RFC 8200, section 5
-	maxMTU     = 65535
-
-	nicID = 1
-	// queueLength is how many packets may wait for ReadPackets before new ones
-	// are dropped: more than the largest TCP window below has segments.
-	queueLength = 4096
-	// prefixBits is the length of a network's prefix, the default route.
-	prefixBits = 48
-
-	minBuffer     = 4 << 10
-	defaultBuffer = 512 << 10
-	maxBuffer     = 4 << 20
-)
+// prefixBits is the length of a network's prefix, the default route.
+const prefixBits = 48
 
 // ErrAddress means that an address is not one that this stack may use: not its
 // own where an own one is needed, or outside of its routes where a remote one is.
@@ -57,81 +41,101 @@ var ErrAddress = errors.New("netstack: address not usable on this stack")
 // Options says what a Stack is made of.
 type Options struct {
 	// Addresses are the stack's own addresses, at least one, unicast IPv6. The
-	// first is the source of dialled connections.
+	// first is the source of dialled connections. See Set for later changes.
 	Addresses []netip.Addr
 	// Routes are the prefixes that may be talked to. Empty: the /48 of each
 	// own address, which is the network that it belongs to.
 	Routes []netip.Prefix
 	// MTU in bytes, 1280 to 65535; 0 means DefaultMTU.
 	MTU int
+	// Segments is how many full TCP segments a burst may have, up to 64. 0: there are no bursts, and Device leaves no
+	// checksum to anybody. ReadPackets is for stacks without bursts.
+	Segments int
 	// Log may be nil.
 	Log *slog.Logger
 }
 
-// Stack is a userspace IPv6 host. All methods may be called concurrently.
+// Stack is a userspace IPv6 host. All methods may be called concurrently, but one goroutine reads packets.
 type Stack struct {
-	stack  *stack.Stack
-	link   *channel.Endpoint
-	own    map[netip.Addr]struct{} // immutable
-	routes []netip.Prefix          // immutable
-	log    *slog.Logger
+	*core
+	hosts    atomic.Pointer[hosts]
+	setting  sync.Mutex // held by Set
+	refusals refusals
+	log      *slog.Logger
+}
 
-	closing   chan struct{}
-	closeOnce sync.Once
+// hosts is who the stack is and whom it may talk to. It never changes.
+type hosts struct {
+	addresses []netip.Addr
+	own       map[netip.Addr]struct{}
+	routes    []netip.Prefix
 }
 
 // New makes a Stack that works at once; Close ends it. The protocol workers
 // that gVisor starts are its only goroutines.
 func New(o Options) (*Stack, error) {
-	s := &Stack{own: make(map[netip.Addr]struct{}), log: o.Log, closing: make(chan struct{})}
+	h, err := newHosts(o.Addresses, o.Routes)
+	if err != nil {
+		return nil, err
+	}
+	c, err := newCore(o.MTU, o.Segments, false)
+	if err != nil {
+		return nil, err
+	}
+	s := &Stack{core: c, log: o.Log}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
-	if o.MTU == 0 {
-		o.MTU = DefaultMTU
-	}
-	if o.MTU < minMTU || o.MTU > maxMTU {
-		return nil, fmt.Errorf("netstack: MTU %d is not in [%d, %d]", o.MTU, minMTU, maxMTU)
-	}
-	if err := s.setAddresses(o); err != nil {
-		return nil, err
-	}
-	s.link = channel.New(queueLength, uint32(o.MTU), "")
-	s.stack = stack.New(stack.Options{
-		NetworkProtocols:   []stack.NetworkProtocolFactory{ipv6.NewProtocol},
-		TransportProtocols: []stack.TransportProtocolFactory{tcp.NewProtocol, udp.NewProtocol, icmp.NewProtocol6},
-		HandleLocal:        true,
-	})
-	if err := s.configure(o); err != nil {
+	if err := s.apply(h); err != nil {
 		s.Close()
 		return nil, err
 	}
-	s.log.Debug("userspace stack is up", "addresses", o.Addresses, "mtu", o.MTU)
+	s.log.Debug("userspace stack is up", "addresses", o.Addresses, "mtu", c.mtu)
 	return s, nil
 }
 
-func (s *Stack) setAddresses(o Options) error {
-	if len(o.Addresses) == 0 {
-		return fmt.Errorf("netstack: no address given: %w", ErrAddress)
+// Set changes the stack's own addresses and its routes, under the rules of Options. Sockets on addresses that stay are not
+// disturbed; those on others are heard by nobody any more.
+func (s *Stack) Set(addresses []netip.Addr, routes []netip.Prefix) error {
+	h, err := newHosts(addresses, routes)
+	if err != nil {
+		return err
 	}
-	for _, a := range o.Addresses {
+	s.setting.Lock()
+	defer s.setting.Unlock()
+	if err := s.open(); err != nil {
+		return err
+	}
+	return s.apply(h)
+}
+
+func newHosts(addresses []netip.Addr, routes []netip.Prefix) (*hosts, error) {
+	if len(addresses) == 0 {
+		return nil, fmt.Errorf("netstack: no address given: %w", ErrAddress)
+	}
+	h := &hosts{own: make(map[netip.Addr]struct{})}
+	for _, a := range addresses {
 		if !usable(a) {
-			return fmt.Errorf("netstack: own address %v: %w", a, ErrAddress)
+			return nil, fmt.Errorf("netstack: own address %v: %w", a, ErrAddress)
 		}
-		s.own[a] = struct{}{}
-		if len(o.Routes) == 0 {
-			if p := netip.PrefixFrom(a, prefixBits).Masked(); !slices.Contains(s.routes, p) {
-				s.routes = append(s.routes, p)
+		if _, twice := h.own[a]; twice {
+			continue
+		}
+		h.own[a] = struct{}{}
+		h.addresses = append(h.addresses, a)
+		if len(routes) == 0 {
+			if p := netip.PrefixFrom(a, prefixBits).Masked(); !slices.Contains(h.routes, p) {
+				h.routes = append(h.routes, p)
 			}
 		}
 	}
-	for _, p := range o.Routes {
+	for _, p := range routes {
 		if !p.IsValid() || !p.Addr().Is6() || p.Addr().Is4In6() {
-			return fmt.Errorf("netstack: route %v: %w", p, ErrAddress)
+			return nil, fmt.Errorf("netstack: route %v: %w", p, ErrAddress)
 		}
-		s.routes = append(s.routes, p.Masked())
+		h.routes = append(h.routes, p.Masked())
 	}
-	return nil
+	return h, nil
 }
 
 // usable tells whether a may be an end of a packet on the overlay at all. It
@@ -142,16 +146,16 @@ func usable(a netip.Addr) bool {
 		!a.IsMulticast() && !a.IsLinkLocalUnicast()
 }
 
-func (s *Stack) isOwn(a netip.Addr) bool {
-	_, ok := s.own[a]
+func (h *hosts) isOwn(a netip.Addr) bool {
+	_, ok := h.own[a]
 	return ok
 }
 
-func (s *Stack) routed(a netip.Addr) bool {
+func (h *hosts) routed(a netip.Addr) bool {
 	if !usable(a) {
 		return false
 	}
-	for _, p := range s.routes {
+	for _, p := range h.routes {
 		if p.Contains(a) {
 			return true
 		}
@@ -159,59 +163,48 @@ func (s *Stack) routed(a netip.Addr) bool {
 	return false
 }
 
-// configure sets gVisor's stack up: options, interface, addresses, routes.
-func (s *Stack) configure(o Options) error {
-	sack := tcpip.TCPSACKEnabled(true)
-	cubic := tcpip.CongestionControlOption("cubic")
-	moderate := tcpip.TCPModerateReceiveBufferOption(true)
-	rcv := tcpip.TCPReceiveBufferSizeRangeOption{Min: minBuffer, Default: defaultBuffer, Max: maxBuffer}
-	// Loss is recovered by SACK (RFC 6675) alone: with gVisor's RACK (RFC 8985)
-	// a transfer over a lossy path can stop for good, see TestTCPTransferWithLoss.
-	rack := tcpip.TCPRecovery(0)
-	snd := tcpip.TCPSendBufferSizeRangeOption{Min: minBuffer, Default: defaultBuffer, Max: maxBuffer}
-	for _, opt := range []tcpip.SettableTransportProtocolOption{&sack, &cubic, &moderate, &rcv, &snd, &rack} {
-		if err := s.stack.SetTransportProtocolOption(tcp.ProtocolNumber, opt); err != nil {
-			return fmt.Errorf("netstack: set TCP option %T: %w", opt, stackError(err))
-		}
+// apply makes gVisor's addresses and routes those of h.
+func (s *Stack) apply(h *hosts) error {
+	before := s.hosts.Load()
+	if before == nil {
+		before = &hosts{}
 	}
-	if err := s.stack.CreateNIC(nicID, s.link); err != nil {
-		return fmt.Errorf("netstack: create interface: %w", stackError(err))
-	}
-	for i, a := range o.Addresses {
-		behaviour := stack.NeverPrimaryEndpoint
-		if i == 0 {
-			behaviour = stack.CanBePrimaryEndpoint
-		}
-		if slices.Contains(o.Addresses[:i], a) {
+	// The first address is the only one that gVisor may choose by itself. It is one or the other from the beginning.
+	first := func(h *hosts, a netip.Addr) bool { return len(h.addresses) > 0 && h.addresses[0] == a }
+	for _, a := range before.addresses {
+		if h.isOwn(a) && first(h, a) == first(before, a) {
 			continue
+		}
+		if err := s.stack.RemoveAddress(nic6, tcpip.AddrFrom16(a.As16())); err != nil {
+			return fmt.Errorf("netstack: remove address %v: %w", a, stackError(err))
+		}
+	}
+	for _, a := range h.addresses {
+		if before.isOwn(a) && first(h, a) == first(before, a) {
+			continue
+		}
+		behaviour := stack.NeverPrimaryEndpoint
+		if first(h, a) {
+			behaviour = stack.CanBePrimaryEndpoint
 		}
 		address := tcpip.ProtocolAddress{
 			Protocol:          ipv6.ProtocolNumber,
 			AddressWithPrefix: tcpip.AddrFrom16(a.As16()).WithPrefix(),
 		}
-		if err := s.stack.AddProtocolAddress(nicID, address, stack.AddressProperties{PEB: behaviour}); err != nil {
+		if err := s.stack.AddProtocolAddress(nic6, address, stack.AddressProperties{PEB: behaviour}); err != nil {
 			return fmt.Errorf("netstack: add address %v: %w", a, stackError(err))
 		}
 	}
-	for _, p := range s.routes {
-		mask := tcpip.MaskFromBytes(net.CIDRMask(p.Bits(), 128))
-		subnet, err := tcpip.NewSubnet(tcpip.AddrFrom16(p.Addr().As16()), mask)
+	table := make([]tcpip.Route, 0, len(h.routes))
+	for _, p := range h.routes {
+		subnet, err := tcpip.NewSubnet(tcpip.AddrFrom16(p.Addr().As16()), tcpip.MaskFromBytes(net.CIDRMask(p.Bits(), 128)))
 		if err != nil {
 			return fmt.Errorf("netstack: route %v: %w", p, err)
 		}
-		s.stack.AddRoute(tcpip.Route{Destination: subnet, NIC: nicID})
+		table = append(table, tcpip.Route{Destination: subnet, NIC: nic6})
 	}
-	return nil
-}
-
-// Close ends every connection and listener, and returns when all goroutines of
-// the stack have ended. It may be called more than once; the error is always nil.
-func (s *Stack) Close() error {
-	s.closeOnce.Do(func() {
-		close(s.closing)
-		s.link.Close()
-		s.stack.Destroy()
-	})
+	s.stack.SetRouteTable(table)
+	s.hosts.Store(h)
 	return nil
 }
 
@@ -219,14 +212,17 @@ func (s *Stack) Close() error {
 // network. The bytes are copied. Whatever the stack has no use for (not IPv6,
 // not for an own address, from outside of the routes, malformed) is ignored.
 func (s *Stack) Deliver(packet []byte) {
-	if !s.accepts(packet) {
+	one := [1][]byte{packet}
+	s.deliver(one[:], len(packet), false)
+}
+
+func (s *Stack) deliver(pieces [][]byte, size int, verified bool) {
+	if !s.accepts(pieces[0], size) {
 		return
 	}
-	view := buffer.NewViewWithData(packet)
-	plainUnreachable(view.AsSlice())
-	pkt := stack.NewPacketBuffer(stack.PacketBufferOptions{Payload: buffer.MakeWithView(view)})
-	s.link.InjectInbound(ipv6.ProtocolNumber, pkt)
-	pkt.DecRef()
+	view := gather(pieces, size)
+	s.hear(view.AsSlice())
+	s.inject(view, verified)
 }
 
 // ReadPackets takes packets that the stack sends: it waits for the first, then
@@ -239,51 +235,30 @@ func (s *Stack) ReadPackets(ctx context.Context, bufs [][]byte, sizes []int, off
 	if limit == 0 {
 		return 0, io.ErrShortBuffer
 	}
-	n := 0
-	for n == 0 {
-		pkt := s.link.ReadContext(ctx)
-		for pkt != nil {
+	if s.bursts {
+		return 0, errBursts
+	}
+	for {
+		n := 0
+		for n < limit {
+			pkt := s.queue.take()
+			if pkt == nil {
+				break
+			}
 			if size, ok := copyPacket(bufs[n], offset, pkt); ok {
 				sizes[n] = size
 				n++
 			}
 			pkt.DecRef()
-			if n == limit {
-				return n, nil
-			}
-			pkt = s.link.Read()
 		}
 		if n > 0 {
-			break
+			return n, nil
 		}
-		select {
-		case <-s.closing:
-			return 0, net.ErrClosed
-		default:
-		}
-		if err := ctx.Err(); err != nil {
-			return 0, err
+		if !s.queue.wait(ctx.Done()) {
+			if s.open() != nil {
+				return 0, net.ErrClosed
+			}
+			return 0, ctx.Err()
 		}
 	}
-	return n, nil
-}
-
-// copyPacket copies a packet piece by piece, without joining it first.
-func copyPacket(buf []byte, offset int, pkt *stack.PacketBuffer) (int, bool) {
-	size := pkt.Size()
-	if offset < 0 || offset > len(buf) || size > len(buf)-offset {
-		return 0, false
-	}
-	out := buf[offset:]
-	views, skip := pkt.AsViewList()
-	for v := views.Front(); v != nil; v = v.Next() {
-		piece := v.AsSlice()
-		if skip >= len(piece) {
-			skip -= len(piece)
-			continue
-		}
-		out = out[copy(out, piece[skip:]):]
-		skip = 0
-	}
-	return size, true
 }

@@ -385,7 +385,7 @@ func TestDialSelf(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.Close()
-	if n := s.link.NumQueued(); n != 0 {
+	if n := s.queue.len(); n != 0 {
 		t.Errorf("%d packets left the stack", n)
 	}
 }
@@ -403,34 +403,4 @@ func TestDialCancelled(t *testing.T) {
 	if err := <-done; !errors.Is(err, context.Canceled) {
 		t.Errorf("dial: %v, want context.Canceled", err)
 	}
-}
-
-func BenchmarkTransfer(b *testing.B) {
-	x, y := pair(b, nil, nil)
-	l, err := y.ListenTCP(netip.AddrPortFrom(addrB, 80))
-	if err != nil {
-		b.Fatal(err)
-	}
-	defer l.Close()
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		if c, err := l.Accept(); err == nil {
-			io.Copy(io.Discard, c)
-			c.Close()
-		}
-	}()
-	c, err := x.DialContext(testContext(b), "tcp", l.Addr().String())
-	if err != nil {
-		b.Fatal(err)
-	}
-	chunk := make([]byte, 64<<10)
-	b.SetBytes(int64(len(chunk)))
-	for b.Loop() {
-		if _, err := c.Write(chunk); err != nil {
-			b.Fatal(err)
-		}
-	}
-	c.Close()
-	<-done
 }
