@@ -135,7 +135,7 @@ func (n *Node) statusPeers(s *localapi.Status, m *membership) {
 		l := links[agent]
 		p := localapi.PeerStatus{
 			Name: known.certificate.Name, FQDN: known.certificate.Name + "." + m.zone, Address: identity.Address(m.book.network, agent), Key: agent,
-			Why: l.Why, Paths: m.book.describePaths(l.Paths), RTT: milliseconds(l.RTT), RxBytes: l.RxBytes, TxBytes: l.TxBytes, LastHandshake: l.LastHandshake,
+			Why: l.Why, Paths: m.book.describePaths(l.Paths), RTT: milliseconds(l.RTT), MTU: l.MTU, RxBytes: l.RxBytes, TxBytes: l.TxBytes, LastHandshake: l.LastHandshake,
 		}
 		p.Path, p.PathKind, p.Relay = m.book.describePath(l.Path)
 		p.State, p.Problem = m.peerState(agent, known, trust, l, now)

@@ -201,7 +201,7 @@ func (o *Overlay) tryLocked(l *link, now moment) {
 	}
 	target := noise.Target{Agent: l.remote, Tunnel: tunnel.Tunnel, Suites: tunnel.Suites}
 	// What is not answered may be too large for the path; a peer that is said to be offline gets but one.
-	target.Small = a.tries >= smallAfter || o.offlineLocked(l) || l.narrowLocked()
+	target.Small = a.small || a.tries >= smallAfter || o.offlineLocked(l) || l.narrowLocked()
 	init, err := o.noise.Initiate(now.wall, l.local, target)
 	if err != nil {
 		o.log.Error("cannot begin a handshake", "agent", l.remote, "error", err)
@@ -215,6 +215,9 @@ func (o *Overlay) tryLocked(l *link, now moment) {
 	for _, p := range paths {
 		if err := o.under.Send(p, init.Datagrams); err != nil {
 			o.counters.drop(DropSend)
+			if errors.Is(err, underlay.ErrTooBig) && !target.Small {
+				a.small, a.next = true, now.at // the host's own interface is narrow: no need to wait
+			}
 		}
 	}
 	o.scheduleLocked(l, a.next)

@@ -103,6 +103,7 @@ type attempt struct {
 	next    time.Duration
 	reason  Reason // what was wrong with the last answer
 	single  bool   // the peer is said to be offline: try once
+	small   bool   // large datagrams do not leave the host
 }
 
 func newLink(local, remote identity.AgentPublic, addr netip.Addr, out packet.Addresses) *link {

@@ -410,3 +410,23 @@ func TestNarrowPathDoesNotAllocate(t *testing.T) {
 		t.Errorf("in: %v allocations", n)
 	}
 }
+
+// A first message that the host's own interface refuses is cut smaller at once.
+func TestHandshakeOverANarrowInterface(t *testing.T) {
+	s := newStill(t)
+	s.a.under = &refuser{sink: s.sa, size: 1100}
+	sendAll(newOutbound(s.a), [][]byte{udpPacket(s.pa.addr, s.pb.addr, 1, 2, "first")})
+	now := s.a.now()
+	s.a.runTimers(now)
+	s.a.runTimers(now)
+	datagrams := s.sa.take()
+	if len(datagrams) != 3 || len(datagrams[0]) > noise.MaxSmallDatagram {
+		t.Errorf("%d datagrams", len(datagrams))
+	}
+	for range 10 {
+		s.a.runTimers(now)
+	}
+	if n := len(s.sa.take()); n != 0 {
+		t.Errorf("%d more datagrams at once", n)
+	}
+}

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/pilot-protocol/pilot/identity"
+	"github.com/pilot-protocol/pilot/noise"
 	"github.com/pilot-protocol/pilot/overlay/paths"
 	"github.com/pilot-protocol/pilot/policy"
 	"github.com/pilot-protocol/pilot/underlay"
@@ -104,6 +105,7 @@ type PeerStatus struct {
 	Paths                []PathStatus  // of the session, the one in use first
 	Why                  string        // a stable code for why the path in use is not direct; empty if it is, or without a session
 	RTT                  time.Duration // last measured, 0: never
+	MTU                  int           // length of the longest packet that travels whole on the path in use; 0: no session
 	RxBytes, TxBytes     uint64        // of inner packets
 	RxPackets, TxPackets uint64
 	LastHandshake        time.Time
@@ -160,7 +162,7 @@ func (o *Overlay) peerStatusLocked(r route, now moment) PeerStatus {
 		Refusal: l.refusal.code, RefusalTime: o.wallAt(l.refusal.at), LastReceived: o.wallAt(time.Duration(l.received.Load())),
 	}
 	if s := l.current.Load(); s != nil {
-		p.State, p.Path = StateUp, *s.path.Load()
+		p.State, p.Path, p.MTU = StateUp, *s.path.Load(), int(s.sizes.limit.Load())-noise.Overhead
 		p.Paths = []PathStatus{{Path: p.Path, State: paths.Proved.String(), InUse: true, RTT: l.rtt}}
 	} else if l.attempt.active {
 		p.State = StateHandshaking
