@@ -350,7 +350,17 @@ func TestRelaysOutliveRestart(t *testing.T) {
 			t.Errorf("%s the underlay may use %+v", when, r)
 		}
 	}
+	problem := func(message string) {
+		t.Helper()
+		s, err := b.Status(t.Context())
+		if err != nil || !slices.ContainsFunc(s.Problems, func(p localapi.Problem) bool {
+			return p.Code == localapi.CodeNoRelay && strings.Contains(p.Message, message)
+		}) {
+			t.Errorf("%+v %v", s.Problems, err)
+		}
+	}
 	check("before")
+	problem("reachable")
 	b.end()
 	b.Node, b.end = runNode(t, b.dir, b.system)
 	eventually(t, "b is up again", func() bool {
@@ -361,6 +371,10 @@ func TestRelaysOutliveRestart(t *testing.T) {
 	if _, err := b.Up(t.Context(), localapi.UpRequest{AvoidJurisdictions: []string{"no such thing"}}); code(err) == "" {
 		t.Error("a label that can't be one is taken")
 	}
+	if _, err := b.Up(t.Context(), localapi.UpRequest{AvoidJurisdictions: []string{"us", "de"}}); err != nil {
+		t.Fatal(err)
+	}
+	problem("avoids")
 	if _, err := b.Up(t.Context(), localapi.UpRequest{AvoidJurisdictions: []string{""}}); err != nil {
 		t.Fatal(err)
 	}

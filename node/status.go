@@ -59,6 +59,9 @@ func (n *Node) statusProblems(s *localapi.Status, m *membership) {
 		e := n.mismatch(m, name)
 		s.Problems = append(s.Problems, localapi.Problem{Code: e.Code, Message: e.Message, Hint: e.Hint})
 	}
+	if p := m.book.relayProblem(s.Self.Relays); p != nil {
+		s.Problems = append(s.Problems, *p)
+	}
 	for _, w := range m.warnings {
 		s.Problems = append(s.Problems, localapi.Problem{Code: localapi.CodeInternal, Message: w})
 	}
@@ -90,6 +93,24 @@ func (n *Node) statusPlace(self *localapi.Self, m *membership) {
 			self.Relays = append(self.Relays, s)
 		}
 	}
+}
+
+// relayProblem says why no relay forwards for this node, nil if one does, or where the network has none.
+func (b *book) relayProblem(relays []localapi.RelayStatus) *localapi.Problem {
+	p := &localapi.Problem{Code: localapi.CodeNoRelay, Message: "every relay is under a jurisdiction that this node avoids",
+		Hint: "peers that can't be reached directly are out of reach; to avoid others: pilot up --avoid-jurisdiction LABEL"}
+	for _, r := range relays {
+		if r.Connected {
+			return nil
+		}
+		if !r.Avoided {
+			p.Message, p.Hint = "no relay is reachable", "peers that can't be reached directly are out of reach; is this host online, TCP out allowed?"
+		}
+	}
+	if len(relays) == 0 {
+		return nil
+	}
+	return p
 }
 
 // describePath is how people see a path: the whole, its kind, and the relay's name. They are empty where there is no path.

@@ -22,6 +22,7 @@ const (
 	CodeInviteRevoked  = "INVITE_REVOKED"  //
 	CodeUnavailable    = "UNAVAILABLE"     // the coordinator can't be reached
 	CodeOffline        = "OFFLINE"         // the peer doesn't answer
+	CodeNoRelay        = "NO_RELAY"        // no relay forwards for this node: peers behind NATs may be out of reach
 	CodeTimeout        = "TIMEOUT"         //
 	CodeKeyMismatch    = "KEY_MISMATCH"    // a known name, or the coordinator, shows another key
 	CodeRevoked        = "REVOKED"         // this agent, or the peer, was revoked
@@ -77,7 +78,7 @@ func ExitStatus(code string) int {
 		return ExitNotFound
 	case CodeNameTaken, CodeConflict, CodeInviteExpired, CodeInviteUsed, CodePortTaken:
 		return ExitConflict
-	case CodeUnavailable, CodeOffline, CodeTimeout, CodeRateLimited:
+	case CodeUnavailable, CodeOffline, CodeNoRelay, CodeTimeout, CodeRateLimited:
 		return ExitUnreachable
 	case CodeKeyMismatch:
 		return ExitKeyMismatch
@@ -100,7 +101,7 @@ func status(code string) int {
 		return http.StatusConflict
 	case CodeRateLimited:
 		return http.StatusTooManyRequests
-	case CodeUnavailable, CodeOffline:
+	case CodeUnavailable, CodeOffline, CodeNoRelay:
 		return http.StatusServiceUnavailable
 	case CodeTimeout:
 		return http.StatusGatewayTimeout
