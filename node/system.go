@@ -9,9 +9,11 @@ import (
 	"net"
 	"net/netip"
 	"strconv"
+	"time"
 
 	"github.com/pilot-protocol/pilot/overlay"
 	"github.com/pilot-protocol/pilot/platform"
+	"github.com/pilot-protocol/pilot/platform/proxy"
 	"github.com/pilot-protocol/pilot/tun"
 	"github.com/pilot-protocol/pilot/underlay"
 )
@@ -58,6 +60,9 @@ type System interface {
 	ListenLocal() (net.Listener, error)
 }
 
+// dialLimit bounds how long one TCP connection to a relay may take to be made.
+const dialLimit = 10 * time.Second
+
 // host is the real System.
 type host struct {
 	stateDir string
@@ -66,7 +71,10 @@ type host struct {
 
 func (h host) Configure(i platform.Interface) error { return platform.ConfigureInterface(i) }
 func (h host) OpenUnderlay() (Underlay, error) {
-	u, err := underlay.New(underlay.Options{Port: port, Log: h.log})
+	direct := &net.Dialer{Timeout: dialLimit, KeepAlive: -1} // connections to relays have their own signs of life
+	u, err := underlay.New(underlay.Options{
+		Port: port, Dial: proxy.New(proxy.Options{Dial: direct.DialContext}).DialContext, Gateway: platform.Gateway, Log: h.log,
+	})
 	if err != nil {
 		return nil, err // and not a nil *underlay.Underlay in an interface
 	}

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/pilot-protocol/pilot/identity"
+	"github.com/pilot-protocol/pilot/underlay/portmap"
 	"github.com/pilot-protocol/pilot/underlay/stun"
 )
 
@@ -108,6 +109,9 @@ func (u *Underlay) Changes() <-chan struct{} { return u.changes }
 func (u *Underlay) Refresh() {
 	u.found.Store(&findings{})
 	u.relays.refresh()
+	if u.mapper != nil {
+		u.mapper.Refresh()
+	}
 	u.poke()
 	u.publish()
 }
@@ -118,7 +122,7 @@ func (u *Underlay) publish() {
 	defer u.publishing.Unlock()
 	found := u.found.Load()
 	next := Status{Port: u.port, Home: u.relays.homeID(), Relays: u.relays.status(), NAT: found.nat()}
-	next.Endpoints = endpoints(u.state.Load(), u.port, u.relays.observed(), found)
+	next.Endpoints = endpoints(u.state.Load(), u.port, u.mapping().External, u.relays.observed(), found)
 	old := u.status.Swap(&next)
 	if !slices.Equal(old.Endpoints, next.Endpoints) || old.Home != next.Home || old.NAT != next.NAT {
 		select {
@@ -128,8 +132,16 @@ func (u *Underlay) publish() {
 	}
 }
 
+// mapping is what the gateway forwards.
+func (u *Underlay) mapping() portmap.Mapping {
+	if u.mapper == nil {
+		return portmap.Mapping{}
+	}
+	return u.mapper.Mapping()
+}
+
 // endpoints lists where this host may be reached. What a relay sees goes before what was found by asking, which may be older.
-func endpoints(s *State, port uint16, observed []netip.AddrPort, found *findings) (list []Endpoint) {
+func endpoints(s *State, port uint16, mapped netip.AddrPort, observed []netip.AddrPort, found *findings) (list []Endpoint) {
 	add := func(a netip.AddrPort, k Kind) {
 		a = unmapped(a)
 		same := func(e Endpoint) bool { return e.Addr == a }
@@ -151,6 +163,7 @@ func endpoints(s *State, port uint16, observed []netip.AddrPort, found *findings
 	for _, a := range s.Hosts[:min(len(s.Hosts), maxEndpoints-reservedEndpoints)] {
 		add(netip.AddrPortFrom(a, port), KindHost)
 	}
+	add(mapped, KindMapped)
 	for _, a := range observed {
 		reflexive(a)
 	}

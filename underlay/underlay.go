@@ -17,6 +17,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/pilot-protocol/pilot/underlay/portmap"
 	"github.com/pilot-protocol/pilot/underlay/stun"
 )
 
@@ -82,7 +83,9 @@ type Options struct {
 	// Dial makes TCP connections, through a proxy where there is one; such a connection has a method Proxied() bool that
 	// returns true. nil: net.Dialer.
 	Dial func(ctx context.Context, network, addr string) (net.Conn, error)
-	Log  *slog.Logger
+	// Gateway returns the router for IPv4, which is asked to forward the port; nil: none is asked.
+	Gateway func() (netip.Addr, error)
+	Log     *slog.Logger
 }
 
 // Underlay is the node's UDP sockets. Send and Receive are safe for concurrent use; neither waits for a lock nor allocates.
@@ -95,6 +98,7 @@ type Underlay struct {
 	fan     *fan
 	relays  *relays
 	stun    *stun.Client
+	mapper  *portmap.Mapper // nil: no gateway is asked
 	dial    func(ctx context.Context, network, addr string) (net.Conn, error)
 	closed  chan struct{}
 	once    sync.Once
@@ -142,6 +146,9 @@ func New(o Options) (*Underlay, error) {
 		}
 	}
 	u.status.Store(&Status{Port: u.port})
+	if o.Gateway != nil {
+		u.mapper = portmap.New(portmap.Options{Port: u.port, Gateway: o.Gateway, Changed: u.publish, Log: u.log})
+	}
 	u.relays = newRelays(relayOptions{
 		dial: u.dial, send: u.sendDirect, deliver: u.ring.put, changed: u.publish, log: u.log,
 	})
@@ -201,6 +208,9 @@ func (u *Underlay) Run(ctx context.Context) error {
 	group.Go(func() error { u.fan.read(ctx, u.ring.put); return nil })
 	group.Go(func() error { u.relays.run(ctx); return nil })
 	group.Go(func() error { u.gather(ctx); return nil })
+	if u.mapper != nil {
+		group.Go(func() error { u.mapper.Run(ctx); return nil })
+	}
 	return group.Wait()
 }
 

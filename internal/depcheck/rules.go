@@ -57,6 +57,8 @@ func doors() []door {
 		{"github.com/miekg/dns", []string{"magicdns"}},
 		{"github.com/nats-io", []string{"coordinator"}},
 		{"github.com/pion", []string{"underlay"}},
+		{"github.com/huin/goupnp", []string{"underlay"}},
+		{"github.com/jackpal/go-nat-pmp", []string{"underlay"}},
 		{"github.com/prometheus", []string{"node"}},
 		{"github.com/urfave/cli", []string{"cmd/pilot"}},
 	}
