@@ -197,7 +197,7 @@ func TestAbuse23Disconnecting(t *testing.T) {
 			break
 		}
 	}
-	if p.table.find(b.addr) != before || before.serial.Load() != 1 {
+	if p.table.find(b.addr) != before || before.member.Load().Serial != 1 {
 		t.Error("the connection is another one")
 	}
 }

@@ -37,7 +37,7 @@ type client struct {
 	meter       meter
 	goneAt      atomic.Int64 // when it was told of one that is gone, in nanoseconds since 1970
 	unboundAt   atomic.Int64 // when it was told that its address is not bound
-	serial      atomic.Uint64
+	member      atomic.Pointer[identity.Certificate]
 	endOnce     sync.Once
 	reason      relay.Reason // guarded by endOnce
 	expiry      *time.Timer
@@ -109,7 +109,7 @@ func (c *client) admit(ctx context.Context) (relay.Reason, error) {
 		return reason, err
 	}
 	c.agent, c.addr = agent, cert.Address()
-	c.serial.Store(cert.Serial)
+	c.member.Store(&cert)
 	c.theirs = relay.Header{Slot: hello.Slot, Token: hello.Token}
 	c.meter.set(s.options.Rate, s.options.Burst)
 	for _, b := range [][]byte{c.token[:], c.secret[:]} {
@@ -149,17 +149,33 @@ func (c *client) run() error {
 	s.counts.connections.Add(1)
 	g, ctx := errgroup.WithContext(context.Background())
 	g.Go(func() error {
-		select {
-		case <-s.ended:
-			c.end(relay.ReasonClosing)
-			<-ctx.Done()
-		case <-ctx.Done():
-		}
+		c.wait(ctx)
 		return c.conn.NetConn().Close() // wakes the reader
 	})
 	g.Go(func() error { return c.queue.Drain(ctx, c.conn) })
 	g.Go(c.read)
 	return g.Wait()
+}
+
+// wait returns when ctx ends. Until then it ends the client when the relay ends, or when the client is no member any more.
+func (c *client) wait(ctx context.Context) {
+	s := c.server
+	look := time.NewTicker(checkInterval)
+	defer look.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-s.ended:
+			c.end(relay.ReasonClosing)
+			<-ctx.Done()
+			return
+		case <-look.C:
+			if err := s.check(ctx, *c.member.Load()); err != nil && ctx.Err() == nil {
+				c.end(relay.ReasonRevoked)
+			}
+		}
+	}
 }
 
 // end tells the client why, and ends the connection.
@@ -217,8 +233,8 @@ func (c *client) renew(raw []byte) bool {
 		c.end(reason)
 		return false
 	}
-	if cert.Serial > c.serial.Load() {
-		c.serial.Store(cert.Serial)
+	if cert.Serial > c.member.Load().Serial {
+		c.member.Store(&cert)
 		c.expiry.Reset(cert.NotAfter.Sub(c.server.options.Now()) + clockSkew)
 	}
 	return true

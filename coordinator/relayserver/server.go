@@ -33,12 +33,13 @@ const (
 )
 
 const (
-	helloLimit = 10 * time.Second       // from the TLS handshake to the client's first frame
-	idleLimit  = 5 * time.Minute        // without a ping
-	maxGreeted = 512                    // connections at once whose clients have not said yet who they are
-	clockSkew  = 5 * time.Minute        // that clocks may be apart
-	queueLimit = 1 << 20                // bytes that wait for a client's TLS connection
-	gonePause  = 100 * time.Millisecond // between two times that a client is told of one that is gone
+	helloLimit    = 10 * time.Second       // from the TLS handshake to the client's first frame
+	idleLimit     = 5 * time.Minute        // without a ping
+	checkInterval = time.Minute            // whether a client is still a member
+	maxGreeted    = 512                    // connections at once whose clients have not said yet who they are
+	clockSkew     = 5 * time.Minute        // that clocks may be apart
+	queueLimit    = 1 << 20                // bytes that wait for a client's TLS connection
+	gonePause     = 100 * time.Millisecond // between two times that a client is told of one that is gone
 )
 
 // Options of a relay.
@@ -53,7 +54,8 @@ type Options struct {
 	Ports []uint16
 	// Listener takes TLS connections, for a relay that has a port of its own; nil where somebody else calls Serve.
 	Listener net.Listener
-	// Check refuses a member whose certificate is a genuine one, such as a revoked one; nil refuses none.
+	// Check refuses a member whose certificate is a genuine one, such as a revoked one; nil refuses none. It is asked when a
+	// member connects, and every minute from then on.
 	Check func(context.Context, identity.Certificate) error
 	// Rate and Burst limit what one client sends, in bytes a second and bytes at once; 0 means the default, a negative
 	// Rate no limit.
@@ -221,7 +223,7 @@ func (s *Server) Revoke(agent identity.AgentPublic, serial uint64) {
 	s.mu.Lock()
 	s.revoked[agent] = max(serial, s.revoked[agent])
 	s.mu.Unlock()
-	if c := s.table.find(identity.Address(s.options.Network, agent)); c != nil && s.isRevoked(agent, c.serial.Load()) {
+	if c := s.table.find(identity.Address(s.options.Network, agent)); c != nil && s.isRevoked(agent, c.member.Load().Serial) {
 		c.end(relay.ReasonRevoked)
 	}
 }
@@ -249,12 +251,19 @@ func (s *Server) member(ctx context.Context, agent identity.AgentPublic, raw []b
 	if s.isRevoked(agent, cert.Serial) {
 		return cert, relay.ReasonRevoked, errors.New("the certificate is revoked")
 	}
-	if s.options.Check != nil {
-		if err := s.options.Check(ctx, cert); err != nil {
-			return cert, relay.ReasonRevoked, err
-		}
+	if err := s.check(ctx, cert); err != nil {
+		return cert, relay.ReasonRevoked, err
 	}
 	return cert, 0, nil
+}
+
+func (s *Server) check(ctx context.Context, cert identity.Certificate) error {
+	if s.options.Check == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, helloLimit)
+	defer cancel()
+	return s.options.Check(ctx, cert)
 }
 
 // addrPort is the address of a connection's other end, unmapped; invalid if it has none.
