@@ -73,7 +73,7 @@ func TestAuditOfLongPaths(t *testing.T) {
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodDelete, "/v1/invites/"+strings.Repeat("x", 8000), nil)
 	noError(t, err)
 	req.Pattern = "DELETE /v1/invites/{join}"
-	s := newServer(p.registry, newHub(), nil)
+	s := newServer(p.registry, newHub(func(identity.AgentPublic, uint64) {}), nil)
 	_, err = s.admins(s.deleteInviteRequest)(req, caller{agent: a.public()})
 	wantCode(t, err, api.CodeForbidden)
 	for _, e := range trail(t, p) {

@@ -188,7 +188,7 @@ func TestRestartKeepsEverything(t *testing.T) {
 	}
 	a, b, gone = p.agentWith(t, a.key), p.agentWith(t, b.key), p.agentWith(t, gone.key)
 	events := a.listen(t).synced()
-	if len(events) != 3 || !isPeer(b.public(), authority, reachable)(events[0]) {
+	if len(events) != 4 || !isPeer(b.public(), authority, reachable)(events[0]) {
 		t.Errorf("%+v", events)
 	}
 	_, err := a.Invites(t.Context())

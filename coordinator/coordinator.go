@@ -27,6 +27,7 @@ import (
 
 	"github.com/pilot-protocol/pilot/coordinator/api"
 	"github.com/pilot-protocol/pilot/coordinator/ca"
+	"github.com/pilot-protocol/pilot/coordinator/relayserver"
 	"github.com/pilot-protocol/pilot/coordinator/store"
 	"github.com/pilot-protocol/pilot/identity"
 	"github.com/pilot-protocol/pilot/platform"
@@ -67,6 +68,8 @@ type Options struct {
 	Network string
 	// Advertise are the host:port under which nodes reach this coordinator.
 	Advertise []string
+	// Relay says what kind of relay it is beside.
+	Relay RelayOptions
 	// Authority is the key; nil means that of StateDir, which is made where no network exists yet.
 	Authority *identity.AuthorityKey
 	// Log may be nil.
@@ -83,6 +86,8 @@ type Coordinator struct {
 	listener net.Listener
 	unlock   func() error
 	leaf     leafSource
+	relay    *relayserver.Server // nil: it is none
+	relayKey identity.AgentPublic
 
 	ready    chan struct{} // closed when registry is set
 	stopped  chan struct{} // closed when Run has ended
@@ -160,13 +165,16 @@ func (c *Coordinator) open() (err error) {
 		return fmt.Errorf("the coordinator's port: %w", err)
 	}
 	c.leaf = leafSource{ca: c.ca, names: c.names, now: o.Now}
-	return nil
+	return c.openRelay()
 }
 
 // Close gives up what New has opened. It is for a coordinator that isn't run; Run does it itself.
 func (c *Coordinator) Close() {
 	if c.listener != nil {
 		c.listener.Close()
+	}
+	if c.relay != nil {
+		c.relay.Close()
 	}
 	if c.unlock != nil {
 		if err := c.unlock(); err != nil {
@@ -249,7 +257,7 @@ func (c *Coordinator) writeState(n networkRecord) error {
 
 func (c *Coordinator) serve(ctx context.Context, r *registry) error {
 	g, ctx := errgroup.WithContext(ctx)
-	h := newHub()
+	h := newHub(c.revoked)
 	// The hub outlives the server, so that streams end in order.
 	hubCtx, stopHub := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopHub()
@@ -262,6 +270,9 @@ func (c *Coordinator) serve(ctx context.Context, r *registry) error {
 		return g.Wait()
 	}
 	c.registry = r
+	if err := c.listRelay(ctx, r); err != nil {
+		r.log.Warn("listing this coordinator as a relay", "error", err) // it is tried again
+	}
 	close(c.ready)
 	srv := c.httpServer(newServer(r, h, ctx.Done()))
 	g.Go(func() error {
@@ -282,22 +293,27 @@ func (c *Coordinator) serve(ctx context.Context, r *registry) error {
 		return nil
 	})
 	g.Go(func() error { return c.announce(ctx, r) })
+	if c.relay != nil {
+		g.Go(func() error { return c.relay.Run(ctx) })
+		g.Go(func() error { return c.keepListed(ctx, r) })
+	}
 	return g.Wait()
 }
 
 func (c *Coordinator) httpServer(s *server) *http.Server {
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(true)
+	conf := &tls.Config{
+		MinVersion:     tls.VersionTLS13,
+		ClientAuth:     tls.RequestClientCert, // any key may knock; the handlers ask whose it is
+		GetCertificate: c.leaf.get,
+	}
 	return &http.Server{
 		Handler: s.handler(), Protocols: protocols,
 		ReadHeaderTimeout: headerTimeout, ReadTimeout: readTimeout, WriteTimeout: writeTimeout, IdleTimeout: idleTimeout,
 		MaxHeaderBytes: maxHeader,
 		ErrorLog:       slog.NewLogLogger(c.options.Log.Handler(), slog.LevelDebug),
-		TLSConfig: &tls.Config{
-			MinVersion:     tls.VersionTLS13,
-			ClientAuth:     tls.RequestClientCert, // any key may knock; the handlers ask whose it is
-			GetCertificate: c.leaf.get,
-		},
+		TLSConfig:      conf, TLSNextProto: c.relayProtocol(conf),
 	}
 }
 

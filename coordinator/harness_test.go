@@ -57,6 +57,9 @@ func start(t testing.TB, o Options) *place {
 	if o.Now == nil {
 		o.Now = p.clock.now
 	}
+	if o.Relay == (RelayOptions{}) {
+		o.Relay.Off = true // tests of relays name them
+	}
 	o.Log = testLog()
 	c, err := New(o)
 	if err != nil {

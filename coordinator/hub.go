@@ -20,6 +20,7 @@ const (
 	agentChanged   noteKind = iota // the agent's entry, presence or address; agent is who
 	consentChanged                 // the consent from or to agent; given says which
 	inviteUsed                     // agent joined by an invite of the stream's owner
+	relaysChanged                  // a relay came, went or moved
 )
 
 // note tells a stream what to read anew. It carries no state, so that notes can be merged and none is ever stale.
@@ -31,10 +32,14 @@ type note struct {
 
 // hub turns the registry's changes into notes for the streams of this process.
 type hub struct {
+	revoked func(agent identity.AgentPublic, serial uint64) // told of each revocation
+
 	mu        sync.Mutex
 	owners    map[identity.AgentPublic]map[*subscription]struct{} // by the agent whose stream it is
 	followers map[identity.AgentPublic]map[*subscription]struct{} // by an agent that the stream shows
+	guards    map[*subscription]struct{}                          // the streams that show every revocation
 	online    map[string]struct{}                                 // presence entries, to tell a heartbeat from a change
+	relays    map[string]string                                   // the same, with what they say
 }
 
 // subscription is one stream's mailbox. What waits in it is bounded by what the stream shows.
@@ -52,8 +57,9 @@ type subscription struct {
 // maxSignals bounds how many agents' signals wait for a stream.
 const maxSignals = 64
 
-func newHub() *hub {
+func newHub(revoked func(identity.AgentPublic, uint64)) *hub {
 	return &hub{
+		revoked: revoked, guards: make(map[*subscription]struct{}), relays: make(map[string]string),
 		owners:    make(map[identity.AgentPublic]map[*subscription]struct{}),
 		followers: make(map[identity.AgentPublic]map[*subscription]struct{}),
 		online:    make(map[string]struct{}),
@@ -67,7 +73,7 @@ func (h *hub) run(parent context.Context, s *store.Store, started func()) error 
 		bucket  *store.Bucket
 		changed func(store.Change)
 	}{
-		{s.Agents, h.agentEntry}, {s.Seen, h.agentEntry}, {s.Consents, h.consentEntry},
+		{s.Agents, h.memberEntry}, {s.Seen, h.agentEntry}, {s.Consents, h.consentEntry},
 		{s.Acceptances, h.acceptanceEntry}, {s.Presence, h.presenceEntry},
 	}
 	var ready sync.WaitGroup
@@ -103,7 +109,44 @@ func (h *hub) agentEntry(c store.Change) {
 	}
 }
 
+// memberEntry is agentEntry, for entries that may have a revocation.
+func (h *hub) memberEntry(c store.Change) {
+	h.agentEntry(c)
+	keys, ok := parseKeys(c.Key, 1)
+	var a agentRecord
+	if !ok || c.Gone || decodeEntry(c.Value, &a) != nil || !a.revoked() {
+		return
+	}
+	h.revoked(keys[0], a.Serial)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for s := range h.guards {
+		s.add(note{kind: agentChanged, agent: keys[0]})
+	}
+}
+
+// relayEntry tells all streams of a change in the list of relays.
+func (h *hub) relayEntry(c store.Change) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if last, was := h.relays[c.Key]; was == !c.Gone && last == string(c.Value) {
+		return // a heartbeat
+	}
+	if h.relays[c.Key] = string(c.Value); c.Gone {
+		delete(h.relays, c.Key)
+	}
+	for _, all := range h.owners {
+		for s := range all {
+			s.add(note{kind: relaysChanged})
+		}
+	}
+}
+
 func (h *hub) presenceEntry(c store.Change) {
+	if strings.HasPrefix(c.Key, presenceRelay) {
+		h.relayEntry(c)
+		return
+	}
 	key, ok := strings.CutPrefix(c.Key, presenceAgent)
 	if !ok {
 		return
@@ -190,9 +233,17 @@ func (s *subscription) close() {
 	s.hub.mu.Lock()
 	defer s.hub.mu.Unlock()
 	remove(s.hub.owners, s.owner, s)
+	delete(s.hub.guards, s)
 	for agent := range s.follows {
 		remove(s.hub.followers, agent, s)
 	}
+}
+
+// guard makes the stream miss no revocation from now on, whoever's it is.
+func (s *subscription) guard() {
+	s.hub.mu.Lock()
+	defer s.hub.mu.Unlock()
+	s.hub.guards[s] = struct{}{}
 }
 
 // follow makes the stream miss nothing that concerns the agent from now on.

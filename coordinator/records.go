@@ -48,6 +48,7 @@ type agentRecord struct {
 
 func (a agentRecord) revoked() bool { return len(a.Revocation) > 0 }
 func (a agentRecord) admin() bool   { return slices.Contains(a.Tags, api.TagAdmin) }
+func (a agentRecord) relay() bool   { return slices.Contains(a.Tags, api.TagRelay) }
 
 // binding gives a name or an address to one agent.
 type binding struct {
@@ -55,7 +56,8 @@ type binding struct {
 	Since time.Time            `json:"since"`
 }
 
-func nameKey(name string) string { return "name." + name }
+func nameKey(name string) string      { return "name." + name }
+func relayNameKey(name string) string { return "relay." + name }
 func addressKey(addr netip.Addr) string {
 	b := addr.As16()
 	return "address." + hex.EncodeToString(b[:])
@@ -110,9 +112,15 @@ type coordinatorRecord struct {
 	Addresses []string `json:"addresses"`
 }
 
+// relayRecord is a relay that is up.
+type relayRecord struct {
+	Statement []byte `json:"statement"` // identity.RelayStatement
+}
+
 const (
 	presenceAgent       = "agent."
 	presenceCoordinator = "coordinator."
+	presenceRelay       = "relay."
 )
 
 // parseKeys decodes the public keys of a registry key.

@@ -67,6 +67,8 @@ func (s *server) handler() http.Handler {
 	mux.Handle("GET /v1/invites", s.serve(s.admins(s.getInvites)))
 	mux.Handle("DELETE /v1/invites/{join}", s.serve(s.admins(s.deleteInviteRequest)))
 	mux.Handle("POST /v1/revocations", s.serve(s.admins(s.postRevocation)))
+	mux.Handle("PUT /v1/relay", s.serve(s.members(s.putRelayRequest)))
+	mux.Handle("GET /v1/relays", s.serve(s.members(s.getRelays)))
 	mux.HandleFunc("GET /v1/watch", s.watch)
 	mux.Handle("/", s.serve(func(r *http.Request, _ caller) (any, error) {
 		return nil, fail(api.CodeNotFound, "", "there is no such endpoint")
@@ -123,6 +125,19 @@ func (s *server) postSignalRequest(r *http.Request, c caller) (any, error) {
 		return nil, err
 	}
 	return nil, s.postSignal(r.Context(), c, req)
+}
+
+func (s *server) putRelayRequest(r *http.Request, c caller) (any, error) {
+	var req api.RelayRequest
+	if err := decodeBody(r.Body, &req); err != nil {
+		return nil, err
+	}
+	return s.putRelay(r.Context(), c, req)
+}
+
+func (s *server) getRelays(r *http.Request, _ caller) (any, error) {
+	list, err := s.relays(r.Context())
+	return api.Relays{Relays: list}, err
 }
 
 func (s *server) postInvite(r *http.Request, c caller) (any, error) {

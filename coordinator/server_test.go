@@ -113,7 +113,11 @@ func TestWithOrdinaryClients(t *testing.T) {
 	}
 	resp, err := member.Get("https://" + p.Addr().String() + "/v1/watch")
 	noError(t, err)
-	line, err := bufio.NewReader(resp.Body).ReadString('\n')
+	lines := bufio.NewReader(resp.Body)
+	if line, err := lines.ReadString('\n'); line != `{"type":"relays"}`+"\n" || err != nil {
+		t.Errorf("%q, %v", line, err)
+	}
+	line, err := lines.ReadString('\n')
 	if !strings.Contains(line, `"synced"`) || !strings.Contains(line, `"127.0.0.1"`) || err != nil {
 		t.Errorf("%q, %v", line, err)
 	}

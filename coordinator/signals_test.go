@@ -145,7 +145,7 @@ func TestAbuse24SignalFlood(t *testing.T) {
 	}
 	wantCode(t, err, api.CodeRateLimited)
 
-	h := newHub()
+	h := newHub(func(identity.AgentPublic, uint64) {})
 	s := h.subscribe(b.public())
 	for i := range 10 * maxSignals {
 		h.signal(signalSubject+pairKey(b.public(), identity.AgentPublic{byte(i), byte(i >> 8), 1}), []byte{byte(i)})

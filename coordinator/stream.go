@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/pilot-protocol/pilot/coordinator/api"
+	"github.com/pilot-protocol/pilot/coordinator/ca"
 	"github.com/pilot-protocol/pilot/coordinator/store"
 	"github.com/pilot-protocol/pilot/identity"
 )
@@ -37,13 +38,20 @@ func (r *registry) stream(ctx context.Context, h *hub, c caller, send func(api.E
 	}
 	defer s.sub.close()
 	// Only now, when no change of it can be missed any more, does it count that the agent is a member.
-	if _, err := r.member(ctx, c.agent); err != nil {
+	a, err := r.member(ctx, c.agent)
+	if err != nil {
 		return err
 	}
 	if err := s.arrive(ctx); err != nil {
 		return err
 	}
 	defer s.leave(ctx)
+	if a.relay() {
+		s.sub.guard()
+		if err := s.showRevocations(ctx); err != nil {
+			return err
+		}
+	}
 	if err := s.snapshot(ctx); err != nil {
 		return err
 	}
@@ -150,6 +158,9 @@ func (s *stream) snapshot(ctx context.Context) error {
 			}
 		}
 	}
+	if err := s.showRelays(ctx); err != nil {
+		return err
+	}
 	return s.send(api.Event{Type: api.EventSynced, Observed: s.addr})
 }
 
@@ -166,6 +177,8 @@ func (s *stream) changes(ctx context.Context) error {
 		var err error
 		switch {
 		case n.agent == s.agent:
+		case n.kind == relaysChanged:
+			err = s.showRelays(ctx)
 		case n.kind == consentChanged:
 			err = s.consentNote(ctx, n)
 		case n.kind == inviteUsed:
@@ -243,6 +256,38 @@ func (s *stream) showPeer(ctx context.Context, agent identity.AgentPublic) (cert
 		return nil, err
 	}
 	return p.Certificate, s.sendOnce(agent, api.Event{Type: api.EventPeer, Peer: &p})
+}
+
+// showRelays sends the list of relays, unless that was sent already.
+func (s *stream) showRelays(ctx context.Context) error {
+	list, err := s.relays(ctx)
+	if err != nil {
+		return err
+	}
+	return s.sendOnce(identity.AgentPublic{}, api.Event{Type: api.EventRelays, Relays: list})
+}
+
+// showRevocations sends a relay those that concern certificates which may still be valid.
+func (s *stream) showRevocations(ctx context.Context) error {
+	entries, err := s.store.Agents.List(ctx, "*")
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		keys, ok := parseKeys(e.Key, 1)
+		var a agentRecord
+		if !ok || decodeEntry(e.Value, &a) != nil || !a.revoked() {
+			continue
+		}
+		r, err := identity.OpenRevocation(a.Revocation, s.network.Authority)
+		if err != nil || s.now().Sub(r.Time) > 2*ca.Life {
+			continue
+		}
+		if err := s.sendOnce(keys[0], api.Event{Type: api.EventRevocation, Revocation: a.Revocation}); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (s *stream) sendOnce(agent identity.AgentPublic, e api.Event) error {

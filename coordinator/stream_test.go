@@ -156,10 +156,10 @@ func TestStream(t *testing.T) {
 
 	la := a.listen(t)
 	events := la.synced()
-	if len(events) != 3 || events[0].Type != api.EventPeer || events[1].Type != api.EventConsent || !reachable(*events[0].Peer) || events[0].Peer.Online {
-		t.Fatalf("the snapshot has one peer with its consent: %+v", events)
+	if len(events) != 4 || events[0].Type != api.EventPeer || events[1].Type != api.EventConsent || !reachable(*events[0].Peer) || events[0].Peer.Online {
+		t.Fatalf("the snapshot has one peer with its consent, and the relays: %+v", events)
 	}
-	if got := events[2].Observed; got != netip.MustParseAddr("127.0.0.1") {
+	if got := events[3].Observed; got != netip.MustParseAddr("127.0.0.1") {
 		t.Errorf("observed as %s", got)
 	}
 	if !bytes.Equal(events[1].Consent.Other, b.cert.Raw()) {

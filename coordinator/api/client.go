@@ -184,6 +184,12 @@ func (c *Client) Relays(ctx context.Context) ([][]byte, error) {
 	return r.Relays, err
 }
 
+// PutRelay says that the caller is a relay. Only agents with TagRelay may.
+func (c *Client) PutRelay(ctx context.Context, r RelayRequest) (l RelayListing, err error) {
+	err = c.call(ctx, http.MethodPut, "/v1/relay", r, &l)
+	return l, err
+}
+
 // Signal calls another agent: its node is told to reach out now, if it listens. The coordinator keeps nothing of it.
 func (c *Client) Signal(ctx context.Context, signal []byte) error {
 	return c.call(ctx, http.MethodPost, "/v1/signals", SignalRequest{Signal: signal}, nil)

@@ -28,6 +28,8 @@ const (
 	SilenceLimit = 120 * time.Second
 	// TagAdmin in a certificate allows its agent to invite and to revoke.
 	TagAdmin = "admin"
+	// TagRelay in a certificate allows its agent to be a relay.
+	TagRelay = "relay"
 )
 
 // NetworkInfo says which network a coordinator serves. It is the only answer that needs no client certificate.
@@ -91,6 +93,20 @@ type ConsentEntry struct {
 // for all agents that have joined by it and those still to come.
 type ConsentRequest struct {
 	Consent []byte `json:"consent"`
+}
+
+// RelayRequest says that the caller is a relay, and where. It is asked every PingInterval: a relay that is silent for three
+// of them is no longer listed.
+type RelayRequest struct {
+	Name      string   `json:"name"`               // a label that no other relay has
+	Region    string   `json:"region,omitempty"`   // see identity.ValidateRegion
+	Addresses []string `json:"addresses"`          // host:port of its TLS port, 1 to 8
+	UDPPort   uint16   `json:"udp_port,omitempty"` // 0: none
+}
+
+// RelayListing is the answer to it.
+type RelayListing struct {
+	Statement []byte `json:"statement"` // identity.RelayStatement
 }
 
 // Relays is the answer of GET /v1/relays.

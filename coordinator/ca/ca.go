@@ -75,6 +75,16 @@ func (c *CA) Issue(cert identity.Certificate, now time.Time) (identity.Certifica
 	return cert, nil
 }
 
+// Relay signs that a key is a relay's, for Life from now on. Of the argument, all but Network and the times counts.
+func (c *CA) Relay(r identity.RelayStatement, now time.Time) (identity.RelayStatement, error) {
+	r.NotBefore, r.NotAfter = now.Add(-backdate), now.Add(Life)
+	r, err := r.Sign(c.key)
+	if err != nil {
+		return identity.RelayStatement{}, fmt.Errorf("signing a relay's statement: %w", err)
+	}
+	return r, nil
+}
+
 // Revoke signs that the agent's certificates up to the serial are void.
 func (c *CA) Revoke(agent identity.AgentPublic, serial uint64, reason string, now time.Time) (identity.Revocation, error) {
 	r, err := identity.Revocation{Agent: agent, Serial: serial, Time: now, Reason: reason}.Sign(c.key)
