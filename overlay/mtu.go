@@ -20,6 +20,8 @@ import (
 const (
 	// searchWhileUsed: a path is searched as long as a packet went either way within this time, or the session is so new.
 	searchWhileUsed = 10 * time.Second
+	// suspectAfter: when long datagrams were sent and nothing at all came back for so long, their size is asked about.
+	suspectAfter = 300 * time.Millisecond
 	// maxSearches is of how many paths of a link the limits are remembered.
 	maxSearches = 8
 	// maxProbes is how many pings of a search may be under way.
@@ -114,6 +116,9 @@ func (o *Overlay) sizesLocked(l *link, now moment) {
 	}
 	if o.searchingLocked(l, s, now) {
 		long := s.sizes.long.Load()
+		if long {
+			o.suspectLocked(l, search, now)
+		}
 		probes := search.Step(now.at, long)
 		if len(probes) > 0 && long {
 			s.sizes.long.Store(false)
@@ -124,6 +129,14 @@ func (o *Overlay) sizesLocked(l *link, now moment) {
 		o.scheduleLocked(l, max(search.Due(s.sizes.long.Load()), now.at+time.Millisecond))
 	}
 	tellLimit(s, search)
+}
+
+// suspectLocked has the limit confirmed early where nothing comes back: it may be swallowed.
+func (o *Overlay) suspectLocked(l *link, search *pmtu.Search, now moment) {
+	if since := time.Duration(l.unanswered.Load()); since != 0 && now.at-since >= suspectAfter {
+		search.Resume(now.at)
+	}
+	o.scheduleLocked(l, now.at+suspectAfter)
 }
 
 // searchingLocked reports whether the link is used enough for its paths to be searched.

@@ -18,10 +18,11 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/pilot-protocol/pilot/node/localapi"
+	"github.com/pilot-protocol/pilot/noise"
 )
 
 // narrow is two hosts, left and right, with two routers between them, and a link between the routers that carries less than
-// the hosts' own. No ICMP error ever comes from there. The routers make TCP fit, as home routers do, or the coordinator could
+// the hosts' own. No ICMP error ever comes from there, and no fragment passes. The routers make TCP fit, as home routers do, or the coordinator could
 // not be reached either.
 type narrow struct {
 	*Lab
@@ -36,6 +37,8 @@ const noICMP = `table inet silent {
 		icmp type { destination-unreachable, time-exceeded, parameter-problem } drop
 		icmpv6 type { destination-unreachable, packet-too-big, time-exceeded, parameter-problem } drop
 		tcp flags syn tcp option maxseg size set rt mtu
+		ip frag-off & 0x3fff != 0 drop
+		exthdr frag exists drop
 	}
 	chain output {
 		type filter hook output priority 0
@@ -210,6 +213,18 @@ func TestNarrowPaths(t *testing.T) {
 			if rates[1] < whole[1]/5 {
 				t.Errorf("%.0f Mbit/s, and %.0f at 1500", rates[1], whole[1])
 			}
+			headers := 20 + 8
+			if tt.v6 {
+				headers = 40 + 8
+			}
+			best := min(1420, tt.mtu-headers-noise.Overhead)
+			Eventually(t, 20*time.Second, func(context.Context) error {
+				n.echoes(t, to, 1000) // it is searched while it is used
+				if mtu := pilot[localapi.Status](t, n.left, "status").Peers[0].MTU; mtu > best || mtu <= best-4 {
+					return fmt.Errorf("an MTU of %d was found, not %d", mtu, best)
+				}
+				return nil
+			})
 			for _, payload := range []int{1000, 1232, 1372} {
 				t.Logf("a datagram of %d bytes came back at try %d", payload, n.echoes(t, to, payload))
 			}

@@ -303,7 +303,7 @@ func (s *Search) Refused(size int) {
 	}
 }
 
-// Resume says that the path is used again after another was: it may have changed meanwhile.
+// Resume says that the path may have changed: it is used again after another was, or nothing comes back along it.
 func (s *Search) Resume(now time.Duration) {
 	if s.settled {
 		s.confirm = min(s.confirm, now)
