@@ -101,13 +101,20 @@ func (n *Node) redial(m *membership) {
 
 // watchPlace follows what the underlay finds out: where this node is reached, and over which relays.
 func (n *Node) watchPlace(ctx context.Context, m *membership) error {
+	// That something doesn't work is known some time after a change only, and is no change.
+	again := time.NewTimer(bindLimit + settle)
+	defer again.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
+		case <-again.C:
+			n.reapply(m)
+			continue
 		case <-m.engine.underlay.Changes():
 		}
 		n.reapply(m) // sessions are told at once
+		again.Reset(bindLimit + settle)
 		if !pause(ctx, settle) {
 			return nil
 		}

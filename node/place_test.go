@@ -577,9 +577,11 @@ func TestRelaysOfPeers(t *testing.T) {
 		{underlay.Status{NAT: underlay.NAT{Mapping: stun.None}}, paths.NATNone},
 		{underlay.Status{NAT: underlay.NAT{Mapping: stun.EndpointIndependent}}, paths.NATEasy},
 		{underlay.Status{NAT: underlay.NAT{Mapping: stun.AddressAndPortDependent}}, paths.NATHard},
-		{underlay.Status{Relays: []underlay.RelayStatus{{Connected: true, Transport: "proxy"}, {}}}, paths.NATBlocked},
+		{underlay.Status{Relays: []underlay.RelayStatus{{Connected: true, Transport: "proxy", Since: w.now.Add(-bindLimit)}, {}}}, paths.NATBlocked},
+		{underlay.Status{Relays: []underlay.RelayStatus{{Connected: true, Transport: "tls", Since: w.now}}}, paths.NATUnknown}, // UDP may follow
+		{underlay.Status{Relays: []underlay.RelayStatus{{Connected: true, Transport: "tls"}, {Connected: true, Transport: "udp"}}}, paths.NATUnknown},
 	} {
-		if got := natKind(c.here); got != c.want {
+		if got := natKind(c.here, w.now); got != c.want {
 			t.Errorf("%+v: %v", c.here, got)
 		}
 	}

@@ -55,7 +55,7 @@ func (b *book) plan(in planInput) plan {
 		},
 		overlay: overlay.State{
 			Prefix: prefix, Locals: []noise.Local{local}, Revoked: map[identity.AgentPublic]uint64{},
-			Self: selfAddrs(in.here), SelfRelays: selfRelays(in.here), NAT: natKind(in.here),
+			Self: selfAddrs(in.here), SelfRelays: selfRelays(in.here), NAT: natKind(in.here, in.now),
 		},
 		self: []magicdns.Host{{Name: b.certificate.Name, Addr: identity.Address(b.network, b.self)}},
 	}

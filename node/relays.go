@@ -148,8 +148,11 @@ func selfAddrs(here underlay.Status) (list []netip.AddrPort) {
 	return list
 }
 
+// bindLimit is how long a relay that is connected may take to be reached by UDP too, before UDP counts as blocked.
+const bindLimit = 10 * time.Second
+
 // natKind sums up what the underlay found out.
-func natKind(here underlay.Status) paths.NAT {
+func natKind(here underlay.Status, now time.Time) paths.NAT {
 	switch {
 	case here.NAT.Mapping.Hard():
 		return paths.NATHard
@@ -158,11 +161,15 @@ func natKind(here underlay.Status) paths.NAT {
 	case here.NAT.Mapping == stun.None:
 		return paths.NATNone
 	}
-	// Relays that are reached, and none of them by UDP.
-	connected := slices.ContainsFunc(here.Relays, func(r underlay.RelayStatus) bool { return r.Connected })
-	byUDP := slices.ContainsFunc(here.Relays, func(r underlay.RelayStatus) bool { return r.Connected && r.Transport == "udp" })
-	if connected && !byUDP {
-		return paths.NATBlocked
+	kind := paths.NATUnknown
+	for _, r := range here.Relays {
+		switch {
+		case !r.Connected:
+		case r.Transport == "udp":
+			return paths.NATUnknown
+		case now.Sub(r.Since) >= bindLimit:
+			kind = paths.NATBlocked // a relay is reached, and none by UDP
+		}
 	}
-	return paths.NATUnknown
+	return kind
 }
