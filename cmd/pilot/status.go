@@ -206,12 +206,12 @@ func whyText(code string) string {
 		return "UDP doesn't leave this host's network"
 	case "peer-udp-blocked":
 		return "UDP doesn't leave the peer's network"
-	case "hard-nat":
-		return "the NAT here maps per destination; trying"
-	case "peer-hard-nat":
-		return "the peer's NAT maps per destination; trying"
 	case "both-hard-nat":
 		return "both NATs map per destination"
+	case "unstable":
+		return "a direct path broke twice and has to prove itself"
+	case "idle":
+		return "not in use; a direct path is tried when it is"
 	}
 	return code
 }
