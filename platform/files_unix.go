@@ -42,12 +42,12 @@ func SecureDir(path string, perm fs.FileMode) error {
 	case !errors.Is(err, fs.ErrExist):
 		return fmt.Errorf("make folder: %w", err)
 	}
-	return checkDir(path)
+	return checkDir(path, trusted)
 }
 
-// checkDir refuses a folder that anybody but root and this user could change, or that stands in a place where anybody
+// checkDir refuses a folder that anybody but those who are trusted could change, or that stands in a place where anybody
 // could put another in its stead.
-func checkDir(path string) error {
+func checkDir(path string, trusted func(uid uint32) bool) error {
 	info, err := os.Lstat(path)
 	if err != nil {
 		return err
@@ -57,7 +57,7 @@ func checkDir(path string) error {
 		return insecure(path, "is a symbolic link")
 	case !info.IsDir():
 		return insecure(path, "is not a folder")
-	case !trustedOwner(info):
+	case !trusted(owner(info)):
 		return insecure(path, "belongs to user %d", owner(info))
 	case info.Mode().Perm()&0o022 != 0:
 		return insecure(path, "is writable by others (%#o)", info.Mode().Perm())
@@ -74,10 +74,8 @@ func checkDir(path string) error {
 
 func owner(info fs.FileInfo) uint32 { return info.Sys().(*syscall.Stat_t).Uid }
 
-func trustedOwner(info fs.FileInfo) bool {
-	uid := owner(info)
-	return uid == 0 || uid == uint32(os.Geteuid())
-}
+// trusted says whether a user may own what this process relies on: root, and this user.
+func trusted(uid uint32) bool { return uid == 0 || uid == uint32(os.Geteuid()) }
 
 // LockFile takes the lock at path, making the file if need be, until release is called or the process ends. When another
 // process has it, the error is ErrLocked, at once. The file stays; its presence means nothing.

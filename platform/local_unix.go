@@ -82,7 +82,7 @@ func clearSocket(path string) error {
 	if err != nil {
 		return fmt.Errorf("listen: %w", err)
 	}
-	if err := checkSocket(path, info); err != nil {
+	if err := checkSocket(path, info, trusted); err != nil {
 		return err
 	}
 	conn, err := net.Dial("unix", path)
@@ -96,13 +96,13 @@ func clearSocket(path string) error {
 	return os.Remove(path)
 }
 
-func checkSocket(path string, info fs.FileInfo) error {
+func checkSocket(path string, info fs.FileInfo, trusted func(uid uint32) bool) error {
 	switch {
 	case info.Mode()&fs.ModeSymlink != 0:
 		return insecure(path, "is a symbolic link")
 	case info.Mode()&fs.ModeSocket == 0:
 		return insecure(path, "is not a socket (%v)", info.Mode())
-	case !trustedOwner(info):
+	case !trusted(owner(info)):
 		return insecure(path, "belongs to user %d", owner(info))
 	default:
 		return nil
@@ -136,21 +136,33 @@ func (l *localListener) Close() error {
 	return err
 }
 
+// trustedServer returns whose socket at path may be talked to: root's, this user's, and in the system's runtime folder
+// also the account's that the system service runs as. Only root can give that folder to somebody.
+func trustedServer(path string) func(uid uint32) bool {
+	account, err := user.Lookup(serviceAccount)
+	if err != nil || filepath.Dir(path) != runtimeDir {
+		return trusted
+	}
+	return func(uid uint32) bool { return trusted(uid) || strconv.FormatUint(uint64(uid), 10) == account.Uid }
+}
+
 // DialLocal connects to the daemon's socket. A folder, socket or process there that belongs neither to root nor to this
-// user is refused with ErrInsecurePath before a byte is sent; no socket, or no daemon behind it, is an error for which
+// user, nor to the system service's account where that is the system's socket, is refused with ErrInsecurePath before a
+// byte is sent; no socket, or no daemon behind it, is an error for which
 // errors.Is(err, fs.ErrNotExist) or errors.Is(err, syscall.ECONNREFUSED) holds.
 func DialLocal(ctx context.Context, path string) (net.Conn, error) {
 	if err := checkPathLength(path); err != nil {
 		return nil, err
 	}
-	if err := checkDir(filepath.Dir(path)); err != nil {
+	trusted := trustedServer(path)
+	if err := checkDir(filepath.Dir(path), trusted); err != nil {
 		return nil, fmt.Errorf("dial %s: %w", path, err)
 	}
 	info, err := os.Lstat(path)
 	if err != nil {
 		return nil, fmt.Errorf("dial: %w", err)
 	}
-	if err := checkSocket(path, info); err != nil {
+	if err := checkSocket(path, info, trusted); err != nil {
 		return nil, err
 	}
 	var d net.Dialer
@@ -159,7 +171,7 @@ func DialLocal(ctx context.Context, path string) (net.Conn, error) {
 		return nil, err
 	}
 	peer, err := PeerCaller(conn)
-	if err != nil || !peer.Known || peer.UID != 0 && peer.UID != uint32(os.Geteuid()) {
+	if err != nil || !peer.Known || !trusted(peer.UID) {
 		conn.Close()
 		return nil, insecure(path, "is served by user %d (%v)", peer.UID, err)
 	}

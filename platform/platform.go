@@ -34,6 +34,9 @@ var (
 // controlGroup is the group whose members may control the daemon.
 const controlGroup = "pilot"
 
+// serviceAccount is the user that the system service runs as, where a package has made it.
+const serviceAccount = "pilot"
+
 // DefaultStateDir is the folder in which the system's daemon keeps its state.
 func DefaultStateDir() string {
 	switch runtime.GOOS {

@@ -6,9 +6,9 @@ package platform
 type Service interface {
 	// Installed says whether the system knows the service; without it Start and Stop are ErrUnsupported.
 	Installed() bool
-	// Start returns when the service has started, or its error.
+	// Start returns when the service has started, or its error: one of os.ErrPermission where this user may not.
 	Start() error
-	// Stop returns when the service has ended.
+	// Stop returns when the service has ended, or its error, as Start does.
 	Stop() error
 	// Running says whether it runs or is about to.
 	Running() bool

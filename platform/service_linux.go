@@ -4,11 +4,13 @@ package platform
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"time"
 
 	systemd "github.com/coreos/go-systemd/v22/dbus"
+	"github.com/godbus/dbus/v5"
 )
 
 const (
@@ -84,6 +86,9 @@ func (u systemdUnit) job(verb string, ask func(context.Context, *systemd.Conn, c
 	defer conn.Close()
 	done := make(chan string, 1)
 	if err := ask(ctx, conn, done); err != nil {
+		if refused(err) {
+			err = fmt.Errorf("%w (%w)", os.ErrPermission, err)
+		}
 		return fmt.Errorf("%s %s: %w", verb, u.name, err)
 	}
 	select {
@@ -95,4 +100,11 @@ func (u systemdUnit) job(verb string, ask func(context.Context, *systemd.Conn, c
 	case <-ctx.Done():
 		return fmt.Errorf("%s %s: %w", verb, u.name, ctx.Err())
 	}
+}
+
+// refused says whether systemd, or the policy that it asks, doesn't let this user do that.
+func refused(err error) bool {
+	var e dbus.Error
+	return errors.As(err, &e) && (e.Name == "org.freedesktop.DBus.Error.AccessDenied" ||
+		e.Name == "org.freedesktop.DBus.Error.InteractiveAuthorizationRequired")
 }

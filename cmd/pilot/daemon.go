@@ -9,6 +9,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"time"
 
 	systemd "github.com/coreos/go-systemd/v22/daemon"
 	"github.com/urfave/cli/v2"
@@ -26,7 +27,8 @@ func (p *program) daemonCommand() *cli.Command {
 		Description: manual{
 			about: `What the system service and "pilot up" run. It serves the local API on the state folder's socket and brings the stored
 network up, if there is one; a new one comes through the socket, by "pilot up". It ends on SIGTERM, SIGINT or
-"pilot down" and leaves the host as it was. It tells systemd when it is ready (sd_notify).
+"pilot down" and leaves the host as it was. It tells systemd when it is ready, that its socket still answers, and when it
+ends (sd_notify).
 
 The log goes to standard error: to the journal where systemd runs it ("journalctl -u pilot"), otherwise to pilot.log in
 the state folder. It has no secrets. If the daemon ends by an error, the last line has its code.`,
@@ -81,7 +83,8 @@ func (p *program) serve(ctx context.Context, dir string, log *slog.Logger, ready
 	return err
 }
 
-// notifyReady tells a service manager, if there is one, when the socket answers.
+// notifyReady tells a service manager, if there is one, when the socket answers, and that it still does, as often as the
+// manager wants to hear that.
 func (p *program) notifyReady(log *slog.Logger, dir string) func(context.Context) error {
 	return func(ctx context.Context) error {
 		if os.Getenv("NOTIFY_SOCKET") == "" {
@@ -94,10 +97,42 @@ func (p *program) notifyReady(log *slog.Logger, dir string) func(context.Context
 			}
 			return err
 		}
-		if _, err := systemd.SdNotify(false, systemd.SdNotifyReady); err != nil {
-			log.Warn("the service manager can't be told that the daemon is ready", "err", err)
+		notify := func(state string) {
+			if _, err := systemd.SdNotify(false, state); err != nil {
+				log.Warn("the service manager can't be told", "state", state, "err", err)
+			}
 		}
+		notify(systemd.SdNotifyReady)
+		p.feedWatchdog(ctx, log, client, notify)
+		notify(systemd.SdNotifyStopping)
 		return nil
+	}
+}
+
+// feedWatchdog tells the service manager, twice in the time after which it would take the daemon for hung, that the
+// daemon answers questions; it returns with ctx.
+func (p *program) feedWatchdog(ctx context.Context, log *slog.Logger, client *localapi.Client, notify func(state string)) {
+	limit, err := systemd.SdWatchdogEnabled(false)
+	if err != nil {
+		log.Warn("the service manager's watchdog", "err", err)
+	}
+	if limit <= 0 {
+		<-ctx.Done()
+		return
+	}
+	tick := time.NewTicker(limit / 2)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		if _, err := ask(ctx, min(limit/2, pollLimit), client.Status); err == nil {
+			notify(systemd.SdNotifyWatchdog)
+		} else if ctx.Err() == nil {
+			log.Error("the daemon does not answer on its own socket", "err", err)
+		}
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/pilot-protocol/pilot/node/localapi"
 )
@@ -57,6 +58,38 @@ func TestDaemonTellsTheServiceManagerWhenItIsReady(t *testing.T) {
 	cancel()
 	if status := <-ended; status != localapi.ExitOK {
 		t.Errorf("exit status %d: %s", status, r.err.String())
+	}
+	if n, err := notify.Read(message); err != nil || string(message[:n]) != "STOPPING=1" {
+		t.Errorf("at the end the service manager is told %q, %v", message[:n], err)
+	}
+}
+
+// While the socket answers the watchdog hears of it, and a daemon that hangs is silent.
+func TestDaemonFeedsTheWatchdog(t *testing.T) {
+	r := newRunning(t, &fakeDaemon{})
+	t.Setenv("WATCHDOG_USEC", "20000")
+	t.Setenv("WATCHDOG_PID", "")
+	log, _ := newLog(r.stderr, "error", "text")
+	told := make(chan string, 100)
+	feed := func(ctx context.Context) {
+		p := r.clientAt(r.sys.SocketPath(r.sys.dir))
+		r.feedWatchdog(ctx, log, p, func(state string) { told <- state })
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() { <-told; got := <-told; cancel(); told <- got }()
+	feed(ctx)
+	if got := <-told; got != "WATCHDOG=1" {
+		t.Errorf("the watchdog is told %q", got)
+	}
+	r.sys.answer(func(context.Context, string) (net.Conn, error) { return nil, errors.New("nobody accepts") })
+	for len(told) > 0 {
+		<-told
+	}
+	ctx, cancel = context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	feed(ctx)
+	if len(told) > 0 || !strings.Contains(r.err.String(), "does not answer on its own socket") {
+		t.Errorf("a daemon that hangs told %q; log: %s", <-told, r.err.String())
 	}
 }
 

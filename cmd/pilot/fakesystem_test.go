@@ -65,12 +65,20 @@ func (s *fakeSystem) answer(dial func(context.Context, string) (net.Conn, error)
 type fakeService struct {
 	installed, running bool
 	calls              []string
-	onStart            func() error
+	onStart, onStop    func() error
 }
 
 func (s *fakeService) Installed() bool { return s.installed }
 func (s *fakeService) Running() bool   { return s.running }
-func (s *fakeService) Stop() error     { s.calls = append(s.calls, "stop"); s.running = false; return nil }
+
+func (s *fakeService) Stop() error {
+	s.calls = append(s.calls, "stop")
+	s.running = false
+	if s.onStop != nil {
+		return s.onStop()
+	}
+	return nil
+}
 
 func (s *fakeService) Start() error {
 	s.calls = append(s.calls, "start")

@@ -113,6 +113,21 @@ func TestDownStopsTheService(t *testing.T) {
 	}
 }
 
+// Who may ask the daemon to end, and may not stop the unit, is told of no failure: a daemon that ended in good order is
+// not started again.
+func TestDownByAMemberOfTheGroup(t *testing.T) {
+	r := newRunning(t, nil)
+	r.sys.service = fakeService{installed: true, running: true, onStop: func() error { return fs.ErrPermission }}
+	if status := r.pilot("down"); status != localapi.ExitForbidden {
+		t.Errorf("with no daemon that answers: exit status %d: %s", status, r.err.String())
+	}
+	r = newRunning(t, &fakeDaemon{})
+	r.sys.service = fakeService{installed: true, running: true, onStop: func() error { return fs.ErrPermission }}
+	if status := r.pilot("down"); status != localapi.ExitOK || r.out.String() != "down\n" {
+		t.Errorf("exit status %d: %s%s", status, r.out.String(), r.err.String())
+	}
+}
+
 func TestDownCleansUpAfterACrash(t *testing.T) {
 	r := newRunning(t, nil)
 	if status := r.pilot("down"); status != localapi.ExitOK || r.out.String() != "not running\n" {
