@@ -17,9 +17,15 @@ import (
 )
 
 // OpenDNS finds out how this system resolves names. Nothing is changed before Set; but what a killed process left
-// changed is undone first. ErrDNSUnavailable says that there is no way.
+// changed is undone first. ErrDNSUnavailable says that there is no way. A process that is not root asks the system
+// service for it, where that is there.
 func OpenDNS(o Options) (DNS, error) {
 	log := o.logger()
+	if o.Root == "" {
+		if served, err := openServedDNS(dnsServiceSocket, log); served != nil || err != nil {
+			return served, err
+		}
+	}
 	if err := RestoreDNS(o.StateDir, log); err != nil {
 		return nil, err
 	}

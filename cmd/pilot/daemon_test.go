@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"net"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -90,6 +91,17 @@ func TestDaemonFeedsTheWatchdog(t *testing.T) {
 	feed(ctx)
 	if len(told) > 0 || !strings.Contains(r.err.String(), "does not answer on its own socket") {
 		t.Errorf("a daemon that hangs told %q; log: %s", <-told, r.err.String())
+	}
+}
+
+func TestDNSSettingsNeedAConnection(t *testing.T) {
+	r := newRunning(t, nil)
+	if status := r.pilot("dns-settings", "--backup", "folder"); status != localapi.ExitFailure || !strings.Contains(r.err.String(), "served with folder") {
+		t.Errorf("exit status %d: %s", status, r.err.String())
+	}
+	var e *localapi.Error
+	if err := (host{}).ServeDNS(t.Context(), t.TempDir(), nil); !errors.As(err, &e) || e.Code != localapi.CodeUsage {
+		t.Errorf("with %v as standard input: %v", os.Stdin.Name(), err)
 	}
 }
 

@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -44,6 +45,10 @@ func (s *fakeSystem) Cleanup(dir string) error {
 }
 
 func (s *fakeSystem) NewNode(dir string, _ *slog.Logger) (runner, error) { return s.node(dir) }
+
+func (s *fakeSystem) ServeDNS(_ context.Context, backupDir string, _ *slog.Logger) error {
+	return errors.New("served with " + backupDir)
+}
 
 func (s *fakeSystem) Dial(ctx context.Context, socket string) (net.Conn, error) {
 	s.mu.Lock()

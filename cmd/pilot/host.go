@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/pilot-protocol/pilot/node"
 	"github.com/pilot-protocol/pilot/node/localapi"
@@ -25,6 +26,21 @@ func (host) DefaultStateDir() string           { return platform.DefaultStateDir
 func (host) SocketPath(stateDir string) string { return platform.SocketPath(stateDir) }
 func (host) Service() service                  { return platform.SystemService() }
 func (host) Cleanup(stateDir string) error     { return coded(node.Cleanup(stateDir)) }
+
+func (host) ServeDNS(ctx context.Context, backupDir string, log *slog.Logger) error {
+	conn, err := net.FileConn(os.Stdin)
+	if err != nil {
+		return usage("standard input is no connection: %v", err)
+	}
+	defer conn.Close()
+	stop := context.AfterFunc(ctx, func() { _ = conn.SetReadDeadline(time.Now()) }) // which can't fail on a socket
+	defer stop()
+	err = platform.ServeDNS(conn, platform.Options{Log: log, StateDir: backupDir})
+	if ctx.Err() != nil && errors.Is(err, os.ErrDeadlineExceeded) {
+		return nil
+	}
+	return coded(err)
+}
 
 func (host) Dial(ctx context.Context, socket string) (net.Conn, error) {
 	conn, err := platform.DialLocal(ctx, socket)

@@ -23,6 +23,9 @@ type system interface {
 	NewNode(stateDir string, log *slog.Logger) (runner, error)
 	// Cleanup undoes what a daemon that ended without warning left on the host.
 	Cleanup(stateDir string) error
+	// ServeDNS changes the host's DNS settings as it is told over the socket that standard input is, and undoes that when
+	// the connection or ctx ends.
+	ServeDNS(ctx context.Context, backupDir string, log *slog.Logger) error
 }
 
 // service is the daemon as the system's service manager runs it.
