@@ -83,6 +83,8 @@ type Options struct {
 	// Dial makes TCP connections, through a proxy where there is one; such a connection has a method Proxied() bool that
 	// returns true. nil: net.Dialer.
 	Dial func(ctx context.Context, network, addr string) (net.Conn, error)
+	// Proxy tells by which proxy Dial reaches host:port; nil: by none.
+	Proxy func(addr string) string
 	// Gateway returns the router for IPv4, which is asked to forward the port; nil: none is asked.
 	Gateway func() (netip.Addr, error)
 	Log     *slog.Logger
@@ -100,6 +102,7 @@ type Underlay struct {
 	stun    *stun.Client
 	mapper  *portmap.Mapper // nil: no gateway is asked
 	dial    func(ctx context.Context, network, addr string) (net.Conn, error)
+	proxy   func(addr string) string
 	closed  chan struct{}
 	once    sync.Once
 
@@ -115,7 +118,8 @@ type Underlay struct {
 // port is taken, a free one is used: Port tells which.
 func New(o Options) (*Underlay, error) {
 	u := &Underlay{
-		log: o.Log, dial: o.Dial, closed: make(chan struct{}), changes: make(chan struct{}, 1), regather: make(chan struct{}, 1),
+		log: o.Log, dial: o.Dial, proxy: o.Proxy,
+		closed: make(chan struct{}), changes: make(chan struct{}, 1), regather: make(chan struct{}, 1),
 	}
 	u.state.Store(&State{})
 	u.found.Store(&findings{})

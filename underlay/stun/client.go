@@ -52,10 +52,17 @@ type Client struct {
 
 type id [stun.TransactionIDSize]byte
 
+// Loop sends a request to an address of this host's own, and reports whether it arrives here before ctx ends.
+func (c *Client) Loop(ctx context.Context, own netip.AddrPort) bool {
+	_, err := c.exchange(ctx, &question{to: own, loop: true})
+	return err == nil
+}
+
 // question is one request, sent some times under as many transactions, so that each answer has its own time.
 type question struct {
 	to      netip.AddrPort
 	other   bool // the answer shall come from another port
+	loop    bool // the request itself shall come back
 	answers chan Reply
 	sent    map[id]time.Time // guarded by Client.mu
 }
@@ -71,16 +78,16 @@ var pauses = [...]time.Duration{200 * time.Millisecond, 300 * time.Millisecond, 
 
 // Ask asks a server how it sees this host, again and again until ctx ends.
 func (c *Client) Ask(ctx context.Context, server netip.AddrPort) (Reply, error) {
-	return c.ask(ctx, server, false)
+	return c.exchange(ctx, &question{to: server})
 }
 
 // AskOtherPort lets the server answer from its other port. An answer shows that filters let it through.
 func (c *Client) AskOtherPort(ctx context.Context, server netip.AddrPort) (Reply, error) {
-	return c.ask(ctx, server, true)
+	return c.exchange(ctx, &question{to: server, other: true})
 }
 
-func (c *Client) ask(ctx context.Context, server netip.AddrPort, other bool) (Reply, error) {
-	q := &question{to: server, other: other, answers: make(chan Reply, 1), sent: make(map[id]time.Time)}
+func (c *Client) exchange(ctx context.Context, q *question) (Reply, error) {
+	q.answers, q.sent = make(chan Reply, 1), make(map[id]time.Time)
 	defer c.forget(q)
 	timer := time.NewTimer(0)
 	defer timer.Stop()
@@ -145,14 +152,15 @@ func Is(d []byte) bool { return len(d) > 0 && d[0] < 0x40 && stun.IsMessage(d) }
 // Accept takes a datagram for which Is holds. An answer that nobody waits for, or from elsewhere than it should be, is dropped.
 func (c *Client) Accept(d []byte, from netip.AddrPort) {
 	now := time.Now()
-	r, transaction, ok := parse(d)
+	r, transaction, loop, ok := parse(d)
 	if !ok {
 		return
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	q := c.waiting[transaction]
-	if q == nil || from.Addr() != q.to.Addr() || (from.Port() != q.to.Port()) != q.other {
+	// A request that came back may have any source: translators write one of this host's there.
+	if q == nil || q.loop != loop || !loop && (from.Addr() != q.to.Addr() || (from.Port() != q.to.Port()) != q.other) {
 		return
 	}
 	r.Server, r.From, r.RTT = q.to, from, now.Sub(q.sent[transaction])
@@ -162,30 +170,33 @@ func (c *Client) Accept(d []byte, from netip.AddrPort) {
 	}
 }
 
-// parse reads an answer to a binding request.
-func parse(d []byte) (r Reply, transaction id, ok bool) {
+// parse reads an answer to a binding request, or a request, of which there is nothing to say.
+func parse(d []byte) (r Reply, transaction id, request, ok bool) {
 	m := &stun.Message{Raw: d}
-	if m.Decode() != nil || m.Type != stun.BindingSuccess {
-		return r, transaction, false
+	if m.Decode() != nil || m.Type != stun.BindingSuccess && m.Type != stun.BindingRequest {
+		return r, transaction, false, false
+	}
+	if m.Type == stun.BindingRequest {
+		return r, m.TransactionID, true, true
 	}
 	var x stun.XORMappedAddress
 	if x.GetFrom(m) != nil {
 		var plain stun.MappedAddress // of servers as old as RFC 3489
 		if plain.GetFrom(m) != nil {
-			return r, transaction, false
+			return r, transaction, false, false
 		}
 		x.IP, x.Port = plain.IP, plain.Port
 	}
 	mapped, valid := address(x.IP, x.Port)
 	if !valid {
-		return r, transaction, false
+		return r, transaction, false, false
 	}
 	r.Mapped = mapped
 	var other stun.OtherAddress
 	if other.GetFrom(m) == nil {
 		r.Other, _ = address(other.IP, other.Port)
 	}
-	return r, m.TransactionID, true
+	return r, m.TransactionID, false, true
 }
 
 func address(ip []byte, port int) (netip.AddrPort, bool) {

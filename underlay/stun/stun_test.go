@@ -174,6 +174,33 @@ func TestAnswersFromElsewhereDoNotCount(t *testing.T) {
 	})
 }
 
+func TestLoop(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var c *Client
+		back := true
+		c = NewClient(func(to netip.AddrPort, d []byte) error {
+			if back {
+				time.AfterFunc(time.Millisecond, func() { c.Accept(d, inside) })
+			}
+			return nil
+		})
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
+		if !c.Loop(ctx, outside) {
+			t.Error("it came back")
+		}
+		if _, err := c.Ask(ctx, outside); err == nil {
+			t.Error("a request is no answer")
+		}
+		back = false
+		ctx, cancel = context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
+		if c.Loop(ctx, outside) {
+			t.Error("nothing came back")
+		}
+	})
+}
+
 // FuzzParse begins with the sample answers of RFC 5769.
 func FuzzParse(f *testing.F) {
 	for _, sample := range []string{
@@ -192,8 +219,8 @@ func FuzzParse(f *testing.F) {
 	}
 	f.Add(m.Raw)
 	f.Fuzz(func(t *testing.T, d []byte) {
-		r, _, ok := parse(d)
-		if ok && (!r.Mapped.IsValid() || r.Mapped.Port() == 0 || r.Mapped.Addr().Is4In6()) {
+		r, _, request, ok := parse(d)
+		if ok && !request && (!r.Mapped.IsValid() || r.Mapped.Port() == 0 || r.Mapped.Addr().Is4In6()) {
 			t.Errorf("%+v", r)
 		}
 		NewClient(nil).Accept(d, serverA)
@@ -202,7 +229,7 @@ func FuzzParse(f *testing.F) {
 
 func TestSampleAnswers(t *testing.T) {
 	d, _ := hex.DecodeString("0101003c2112a442b7e7a701bc34d686fa87dfae8022000b7465737420766563746f7220002000080001a147e112a643000800142b91f599fd9e90c38c7489f92af9ba53f06be7d780280004c07d4c96")
-	if r, _, ok := parse(d); !ok || r.Mapped != netip.MustParseAddrPort("192.0.2.1:32853") {
+	if r, _, request, ok := parse(d); !ok || request || r.Mapped != netip.MustParseAddrPort("192.0.2.1:32853") {
 		t.Errorf("%+v, %v", r, ok)
 	}
 }
