@@ -6,7 +6,6 @@ import (
 	"context"
 	"crypto/tls"
 	"fmt"
-	"net"
 	"net/http"
 	"net/netip"
 	"path/filepath"
@@ -35,7 +34,8 @@ type RelayOptions struct {
 	Rate int
 }
 
-func (o RelayOptions) check() error {
+// Check reports what of the options can't be.
+func (o RelayOptions) Check() error {
 	if o.Name != "" {
 		if err := identity.ValidateRelayName(o.Name); err != nil {
 			return fmt.Errorf("the relay's name: %w", err)
@@ -53,7 +53,7 @@ func (c *Coordinator) openRelay() error {
 	if o.Relay.Off {
 		return nil
 	}
-	if err := o.Relay.check(); err != nil {
+	if err := o.Relay.Check(); err != nil {
 		return err
 	}
 	key, err := relayserver.LoadKey(filepath.Join(o.StateDir, relayKeyFile))
@@ -61,21 +61,7 @@ func (c *Coordinator) openRelay() error {
 		return err
 	}
 	c.relayKey = key.Public()
-	tcp, ok := c.listener.Addr().(*net.TCPAddr)
-	if !ok {
-		return fmt.Errorf("the coordinator's port: %v is no TCP address", c.listener.Addr())
-	}
-	host, first := "", o.Relay.UDPPort
-	if addr := tcp.AddrPort().Addr().Unmap(); !addr.IsUnspecified() {
-		host = addr.String()
-	}
-	if first == 0 {
-		first = uint16(tcp.Port)
-	}
-	ports := []uint16{first}
-	if first < 65535 {
-		ports = append(ports, first+1)
-	}
+	host, ports := relayserver.UDPPorts(c.listener.Addr(), o.Relay.UDPPort)
 	c.relay, err = relayserver.New(relayserver.Options{
 		Network: c.ca.Authority(), Key: key, Host: host, Ports: ports, Rate: o.Relay.Rate, Check: c.checkMember,
 		Log: o.Log, Now: o.Now,

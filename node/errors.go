@@ -56,6 +56,9 @@ func fromCoordinator(code string) string {
 	return localapi.CodeCoordinator
 }
 
+// Explain turns an error of the parts below, or of a coordinator, into a *localapi.Error where it knows one.
+func Explain(err error) error { return explain(err) }
+
 // explain turns an error of the parts below into one that a person can act on.
 func explain(err error) error {
 	var own *localapi.Error

@@ -10,6 +10,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
+	"github.com/pilot-protocol/pilot/coordinator/relayserver"
 	"github.com/pilot-protocol/pilot/identity"
 	"github.com/pilot-protocol/pilot/overlay"
 	"github.com/pilot-protocol/pilot/underlay"
@@ -19,8 +20,16 @@ import (
 func (n *Node) metrics() http.Handler {
 	r := prometheus.NewRegistry()
 	r.MustRegister(newNodeCollector(n), collectors.NewGoCollector(),
-		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), newRelayCollector(n.relayed))
 	return promhttp.HandlerFor(r, promhttp.HandlerOpts{})
+}
+
+// relayed is what the coordinator in this process has done as a relay.
+func (n *Node) relayed() (relayserver.Stats, bool) {
+	if c := n.served.Load(); c != nil {
+		return c.Relay()
+	}
+	return relayserver.Stats{}, false
 }
 
 type nodeCollector struct {

@@ -24,6 +24,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/pilot-protocol/pilot/coordinator"
 	"github.com/pilot-protocol/pilot/coordinator/api"
 	"github.com/pilot-protocol/pilot/identity"
 	"github.com/pilot-protocol/pilot/node/localapi"
@@ -52,8 +53,9 @@ type Node struct {
 	tasks  chan func(context.Context) error // goroutines that Run starts for requests
 	stop   chan struct{}                    // closed once by Down
 	once   sync.Once
-	upLock chan struct{} // held while the network is being brought up
-	hosted *hosted       // nil: none runs; guarded by upLock
+	upLock chan struct{}                           // held while the network is being brought up
+	hosted *hosted                                 // nil: none runs; guarded by upLock
+	served atomic.Pointer[coordinator.Coordinator] // the latest one of hosted, to count what it does as a relay
 
 	mu     sync.Mutex // guards all below
 	saved  savedNode

@@ -67,6 +67,7 @@ type savedNode struct {
 	Answered     []answered                      `json:"answered,omitempty"`   // requests that were turned down
 	Outbox       [][]byte                        `json:"outbox,omitempty"`     // consents that the coordinator hasn't got yet
 	Relays       [][]byte                        `json:"relays,omitempty"`
+	Relay        localapi.HostedRelay            `json:"relay,omitzero"` // what the coordinator in this daemon is beside
 	// AvoidJurisdictions are those whose relays must not carry this node's traffic.
 	AvoidJurisdictions []string `json:"avoid_jurisdictions,omitempty"`
 }

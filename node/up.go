@@ -55,6 +55,9 @@ func (n *Node) up(ctx context.Context, r localapi.UpRequest) (result localapi.Up
 	if err := n.setAvoided(r.AvoidJurisdictions); err != nil {
 		return result, err
 	}
+	if err := n.setRelay(r.Relay); err != nil {
+		return result, err
+	}
 	n.mu.Lock()
 	saved, running := n.saved, n.member != nil
 	n.mu.Unlock()
@@ -122,6 +125,11 @@ func (n *Node) checkUp(r localapi.UpRequest) (*identity.Invite, error) {
 			return nil, err
 		}
 	}
+	if h := r.Relay; h != nil {
+		if err := relayOptions(*h, "").Check(); err != nil {
+			return nil, err
+		}
+	}
 	if r.Invite == "" {
 		return nil, nil
 	}
@@ -153,6 +161,26 @@ func (n *Node) setAvoided(labels []string) error {
 		return n.saveLocked()
 	}
 	return errors.Join(n.applyLocked(), n.saveLocked())
+}
+
+// setRelay keeps what kind of relay the coordinator in this process shall be.
+func (n *Node) setRelay(h *localapi.HostedRelay) error {
+	if h == nil {
+		return nil
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.saved.Relay = *h
+	return n.saveLocked()
+}
+
+// relayOptions are those of the coordinator in this process. The node's own UDP port is left to the node.
+func relayOptions(h localapi.HostedRelay, listen string) coordinator.RelayOptions {
+	o := coordinator.RelayOptions{Off: h.Off, Name: h.Name, Region: h.Region, Jurisdiction: h.Jurisdiction}
+	if _, p, err := net.SplitHostPort(listen); err == nil && p == strconv.Itoa(port) {
+		o.UDPPort = port + 1
+	}
+	return o
 }
 
 func (n *Node) otherNetwork(name string) error {
@@ -209,7 +237,7 @@ func (n *Node) host(ctx context.Context, listen, network string) (*coordinator.C
 		h.end()
 	}
 	n.mu.Lock()
-	authority := n.saved.Authority
+	authority, relay := n.saved.Authority, n.saved.Relay
 	n.mu.Unlock()
 	var advertise []string // port 0: nobody knows it yet
 	if _, port, err := net.SplitHostPort(listen); err == nil && port != "0" {
@@ -217,7 +245,7 @@ func (n *Node) host(ctx context.Context, listen, network string) (*coordinator.C
 	}
 	c, err := coordinator.New(coordinator.Options{
 		Listen: listen, StateDir: filepath.Join(n.folder.dir, coordinatorDir), Network: network,
-		Log: n.log.With("part", "coordinator"), Now: n.now, Advertise: advertise,
+		Log: n.log.With("part", "coordinator"), Now: n.now, Advertise: advertise, Relay: relayOptions(relay, listen),
 	})
 	if errors.Is(err, syscall.EADDRINUSE) {
 		return nil, &localapi.Error{Code: localapi.CodePortTaken, Message: "the coordinator's address " + listen + " is in use",
@@ -247,6 +275,7 @@ func (n *Node) host(ctx context.Context, listen, network string) (*coordinator.C
 		c.Close()
 		return nil, err
 	}
+	n.served.Store(c)
 	n.hosted = &hosted{Coordinator: c, listen: listen, network: network, end: func() { unwanted(); <-ended }}
 	return c, nil
 }

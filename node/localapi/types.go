@@ -42,6 +42,16 @@ type UpRequest struct {
 	// AvoidJurisdictions are those whose relays must not carry this node's traffic, in place of those that were named before;
 	// nil leaves them, and one empty string avoids none any more.
 	AvoidJurisdictions []string `json:"avoid_jurisdictions,omitempty"`
+	// Relay says what kind of relay the coordinator on this host is, in place of what was said before; nil leaves it.
+	Relay *HostedRelay `json:"relay,omitempty"`
+}
+
+// HostedRelay says what kind of relay a coordinator is beside. It counts from the coordinator's next start on.
+type HostedRelay struct {
+	Off          bool   `json:"off,omitempty"`  // it is none
+	Name         string `json:"name,omitempty"` // empty: one is made of its key
+	Region       string `json:"region,omitempty"`
+	Jurisdiction string `json:"jurisdiction,omitempty"`
 }
 
 // UpResult says what the host is now part of.
