@@ -26,6 +26,8 @@ func TestRequests(t *testing.T) {
 		{"up", "--name", "planner", "--network", "lab", "--coordinator-listen", "192.0.2.1:7000"},
 		{"up", "--avoid-jurisdiction", "us", "--avoid-jurisdiction", "cn"},
 		{"up", "--avoid-jurisdiction", ""},
+		{"up", "--relay-name", "eu-1", "--relay-region", "eu", "--relay-jurisdiction", "eu-de"},
+		{"up", "--no-relay"},
 		{"invite"},
 		{"invite", "--uses", "3", "--expires", "1d", "--tag", "a", "--tag", "b", "--jurisdiction", "DE", "--no-trust"},
 		{"trust", "w", "--reason", "because", "--ports", "tcp:443", "--expires", "2h"},
@@ -39,6 +41,7 @@ func TestRequests(t *testing.T) {
 	expect(t, r.daemon.up, []localapi.UpRequest{
 		{Name: "planner", Network: "lab", CoordinatorListen: "192.0.2.1:7000"},
 		{AvoidJurisdictions: []string{"us", "cn"}}, {AvoidJurisdictions: []string{""}},
+		{Relay: &localapi.HostedRelay{Name: "eu-1", Region: "eu", Jurisdiction: "eu-de"}}, {Relay: &localapi.HostedRelay{Off: true}},
 	})
 	expect(t, r.daemon.invite, []localapi.InviteRequest{
 		{Uses: 1, Expires: 24 * time.Hour},

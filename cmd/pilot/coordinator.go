@@ -24,6 +24,7 @@ import (
 	"github.com/pilot-protocol/pilot/coordinator"
 	"github.com/pilot-protocol/pilot/coordinator/api"
 	"github.com/pilot-protocol/pilot/coordinator/ca"
+	"github.com/pilot-protocol/pilot/coordinator/relayserver"
 	"github.com/pilot-protocol/pilot/coordinator/store"
 	"github.com/pilot-protocol/pilot/identity"
 	"github.com/pilot-protocol/pilot/node/localapi"
@@ -54,14 +55,23 @@ func (p *program) coordinatorCommand() *cli.Command {
 			&cli.StringFlag{Name: "network", Value: "pilot", Usage: "the `NAME` of the network, if it is new (default: pilot)"},
 			&cli.StringFlag{Name: "nats", Usage: "keep the state in the NATS at `URL` (JetStream) instead of the state folder"},
 			&cli.StringFlag{Name: "nats-file", Usage: "read the URL from `FILE`: where it has a password, it doesn't show in the list of processes"},
+			&cli.BoolFlag{Name: "no-relay", Usage: "be no relay"},
+			&cli.StringFlag{Name: "relay-name", Usage: "the relay's `NAME`, which no other has (default: one made of its key)"},
+			&cli.StringFlag{Name: "relay-region", Usage: "the relay's `REGION`, such as eu"},
+			&cli.StringFlag{Name: "relay-jurisdiction", Usage: "the relay's jurisdiction, such as `eu-de`"},
+			&cli.IntFlag{Name: "relay-rate", Usage: "forward `N` Mbit/s for one client at most; -1: no limit (default 4000)"},
+			&cli.StringFlag{Name: "metrics-listen", Usage: "serve what the relay has done at `HOST:PORT`, GET /metrics, over HTTP to everybody who reaches it"},
 			&cli.BoolFlag{Name: "invite", Usage: "print an invite for an admin also if the network is not new"},
 			&cli.StringFlag{Name: "log-level", Value: "info", Usage: "the least `LEVEL` to log: debug, info, warn, error"},
 			&cli.StringFlag{Name: "log-format", Value: "text", Usage: "`FORMAT` of the log: json or text"},
 		},
 		Description: manual{
-			about: `Runs until SIGINT or SIGTERM. It registers agents and carries their signals; it is not in the path of their traffic and can
-read none of it. "pilot up" without an invite runs one inside the daemon: this is for a host that has no agent, or for
-several coordinators in front of one NATS.
+			about: `Runs until SIGINT or SIGTERM. It registers agents and carries their signals. It is a relay too: for agents that can't reach
+each other directly it passes on what they send, of which it can read nothing. Relays take TCP connections on the
+coordinator's port, and UDP on the same number, or on the next one if that is taken.
+
+"pilot up" without an invite runs one inside the daemon: this is for a host that has no agent, or for several coordinators
+in front of one NATS.
 
 --state DIR is its own folder here (default: the folder "coordinator" in pilot's default state folder). It holds the
 authority's key, which admits agents and which nobody else ever sees: keep it safe, and give each coordinator of a
@@ -105,10 +115,15 @@ func (p *program) coordinator(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
+	relay, err := relayFlags(c)
+	if err != nil {
+		return err
+	}
 	_, err = os.Stat(filepath.Join(dir, authorityFile))
 	created := errors.Is(err, fs.ErrNotExist)
 	co, err := coordinator.New(coordinator.Options{
 		Listen: c.String("listen"), StateDir: dir, NATS: natsURL, Network: c.String("network"), Log: log, Advertise: addresses,
+		Relay: relay,
 	})
 	if err != nil {
 		return coordinatorError(err)
@@ -138,9 +153,14 @@ func readNATS(text, file string) (string, error) {
 func (p *program) runCoordinator(c *cli.Context, co *coordinator.Coordinator, addresses []string, created bool) error {
 	ctx, cancel := context.WithCancel(c.Context)
 	defer cancel()
+	metrics, err := openMetrics(c)
+	if err != nil {
+		co.Close()
+		return err
+	}
 	ended := make(chan error, 1)
-	go func() { ended <- co.Run(ctx) }()
-	err := p.introduce(ctx, c, co, addresses, created)
+	go func() { ended <- withMetrics(ctx, metrics, co.Relay, co.Run) }()
+	err = p.introduce(ctx, c, co, addresses, created)
 	if err != nil {
 		cancel()
 	}
@@ -212,6 +232,7 @@ func coordinatorError(err error) error {
 	case errors.Is(err, syscall.EADDRNOTAVAIL):
 		code, hint = localapi.CodeUsage, "--listen takes an address of this host, or a port alone; one that agents dial goes to --advertise"
 	case errors.Is(err, coordinator.ErrStateDamaged), errors.Is(err, coordinator.ErrRegistryLost),
+		errors.Is(err, relayserver.ErrKeyFile),
 		errors.Is(err, ca.ErrDamaged), errors.Is(err, ca.ErrMissing):
 		code, hint = localapi.CodeStateDamaged, "restore it from a backup; it is left as it is"
 	case errors.Is(err, ca.ErrExposed):

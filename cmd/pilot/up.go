@@ -32,6 +32,10 @@ func (p *program) upCommand() *cli.Command {
 			&cli.StringFlag{Name: "invite-file", Usage: "read the invite from `FILE`"},
 			&cli.StringFlag{Name: "coordinator-listen", Usage: "`HOST:PORT` of the coordinator of a network to make (default: port 7745 of all addresses)"},
 			&cli.StringSliceFlag{Name: "avoid-jurisdiction", Usage: "use no relay under the jurisdiction `LABEL`; more by more flags; kept until it is given again, \"\" avoids none"},
+			&cli.BoolFlag{Name: "no-relay", Usage: "the coordinator on this host shall be no relay"},
+			&cli.StringFlag{Name: "relay-name", Usage: "the `NAME` of the relay on this host (default: one made of its key)"},
+			&cli.StringFlag{Name: "relay-region", Usage: "the `REGION` of that relay, such as eu"},
+			&cli.StringFlag{Name: "relay-jurisdiction", Usage: "the jurisdiction of that relay, such as `eu-de`"},
 			&cli.BoolFlag{Name: "foreground", Usage: "run the daemon in this process, until SIGINT or SIGTERM"},
 		},
 		Description: manual{
@@ -42,6 +46,9 @@ invite for the next host. It is no error if it is up already.
 
 An invite is a secret. As an argument it can be seen by other users of this host in the list of processes: where that
 matters give it by --invite-file, or by "-" on standard input. It reaches the daemon through its socket only.
+
+The coordinator on this host is a relay too: for agents that can't reach each other directly it passes on what they
+send, sealed. What --no-relay and the flags of the relay say is kept, and counts from the coordinator's next start on.
 
 It needs root for the virtual interface. With --state DIR the daemon is one of its own, beside the host's.`,
 			examples: []string{
@@ -91,6 +98,9 @@ func (p *program) up(c *cli.Context) error {
 		Name: c.String("name"), Network: c.String("network"), Invite: invite, CoordinatorListen: c.String("coordinator-listen"),
 		AvoidJurisdictions: avoid,
 	}
+	if request.Relay, err = hostedRelay(c); err != nil {
+		return err
+	}
 	if invite != "" && (request.Network != "" || request.CoordinatorListen != "") {
 		e := usage("an invite names the network and its coordinator already")
 		e.Hint = "leave --network and --coordinator-listen out, or the invite"
@@ -100,6 +110,15 @@ func (p *program) up(c *cli.Context) error {
 		return p.upHere(c, request)
 	}
 	return p.upDaemon(c, request)
+}
+
+// hostedRelay reads what the call says about the relay on this host; nil where it says nothing.
+func hostedRelay(c *cli.Context) (*localapi.HostedRelay, error) {
+	if !c.IsSet("no-relay") && !c.IsSet("relay-name") && !c.IsSet("relay-region") && !c.IsSet("relay-jurisdiction") {
+		return nil, nil
+	}
+	o, err := relayFlags(c)
+	return &localapi.HostedRelay{Off: o.Off, Name: o.Name, Region: o.Region, Jurisdiction: o.Jurisdiction}, err
 }
 
 // upDaemon asks the daemon, which is started where none runs.
