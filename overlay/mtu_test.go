@@ -430,3 +430,30 @@ func TestHandshakeOverANarrowInterface(t *testing.T) {
 		t.Errorf("%d more datagrams at once", n)
 	}
 }
+
+// Over a relay the usual path carries less by the relay's header: that is guessed at once.
+func TestRelayedPathIsFullAfterOneAnswer(t *testing.T) {
+	s := newStill(t).connect()
+	l := s.a.snap.Load().routes[addresses(s.pa.addr, s.pb.addr)].link
+	session := l.current.Load()
+	session.path.Store(&underlay.Path{Remote: netip.AddrPortFrom(s.pb.addr, 0), Relay: 7})
+	s.sa.keep = true
+	s.a.sizesLocked(l, s.a.now())
+	var lengths []int
+	for _, d := range s.sa.take() {
+		lengths = append(lengths, len(d))
+	}
+	if fmt.Sprint(lengths) != fmt.Sprint([]int{1452, relayedIPv4, relayedIPv6, pmtu.Base}) {
+		t.Errorf("probes of %v", lengths)
+	}
+	for _, p := range l.sizes.probes {
+		if p.size == relayedIPv4 {
+			s.a.sizeAnsweredLocked(l, p.id, s.a.now().at)
+			break
+		}
+	}
+	s.a.sizesLocked(l, s.a.now())
+	if limit := session.sizes.limit.Load(); limit != relayedIPv4 {
+		t.Errorf("limit %d", limit)
+	}
+}
