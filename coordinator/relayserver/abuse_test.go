@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"crypto/rand"
 	"encoding/binary"
+	"errors"
 	"go/ast"
 	"go/parser"
 	"go/token"
@@ -372,5 +373,51 @@ func TestFairness(t *testing.T) {
 	}
 	if p.Stats().Drops["limit"] == 0 {
 		t.Error("nothing was held back: there was no flood")
+	}
+}
+
+// TestAbuse09AnotherRelay: a client says nothing to a server whose key is not the one of the authority's statement, also
+// if that is a relay of the same network.
+func TestAbuse09AnotherRelay(t *testing.T) {
+	p := newPlace(t, nil)
+	p.statement = must(identity.RelayStatement{
+		Key: must(identity.NewAgentKey(rand.Reader)).Public(), Name: "other", Addresses: p.statement.Addresses, UDP: p.UDPPort(),
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), Serial: 1,
+	}.Sign(p.authority))
+	key := must(identity.NewAgentKey(rand.Reader))
+	m := p.start(t, key, p.certificate(key, 1, time.Hour), true)
+	m.until(t, "the failure", func(s relay.Status) bool { return s.State == relay.StateFailed })
+	if err := m.Status().Err; !errors.Is(err, relay.ErrServer) {
+		t.Errorf("got %v", err)
+	}
+	if s := p.Stats(); s.Clients != 0 || s.Connections != 0 {
+		t.Errorf("%+v", s)
+	}
+}
+
+// TestAbuse23ForgedFromTheRelay: what a client takes for the relay's bears a slot and a token that the client drew, other ones for
+// each connection: nobody who did not see them can send it anything in the relay's name.
+func TestAbuse23ForgedFromTheRelay(t *testing.T) {
+	p := newPlace(t, nil)
+	a, b := p.join(t, true), p.join(t, true)
+	mine, others := p.table.find(a.addr).theirs, p.table.find(b.addr).theirs
+	if mine.Token == (relay.Token{}) || others.Token == (relay.Token{}) || mine.Slot == others.Slot && mine.Token == others.Token {
+		t.Fatalf("the clients drew %+v and %+v", mine, others)
+	}
+	way, _ := a.UDP()
+	mine.Address = b.addr
+	if _, _, ok := a.Accept(append(mine.Append(nil), 'x'), way); !ok {
+		t.Error("the relay's own is refused")
+	}
+	for i := range 64 {
+		forged := mine
+		forged.Token[i/8] ^= 1 << (i % 8)
+		if _, _, ok := a.Accept(append(forged.Append(nil), 'x'), way); ok {
+			t.Fatalf("taken with bit %d of the token changed", i)
+		}
+	}
+	others.Address = b.addr
+	if _, _, ok := a.Accept(append(others.Append(nil), 'x'), way); ok {
+		t.Error("taken with another client's token")
 	}
 }

@@ -39,7 +39,6 @@ type client struct {
 	unboundAt   atomic.Int64 // when it was told that its address is not bound
 	member      atomic.Pointer[identity.Certificate]
 	endOnce     sync.Once
-	reason      relay.Reason // guarded by endOnce
 	expiry      *time.Timer
 	burst       burst // from TLS on its way to UDP
 	burstBuffer []byte

@@ -53,7 +53,7 @@ func openSocket(at netip.AddrPort) (*socket, error) {
 }
 
 func (s *socket) bind(at netip.AddrPort) error {
-	var name unix.Sockaddr = &unix.SockaddrInet4{Port: int(at.Port())}
+	var name unix.Sockaddr
 	if s.v6 {
 		name = &unix.SockaddrInet6{Port: int(at.Port()), Addr: at.Addr().As16(), ZoneId: zoneIndex(at.Addr().Zone())}
 		if err := unix.SetsockoptInt(s.fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1); err != nil {

@@ -103,14 +103,3 @@ func (t *table) count() int {
 	defer t.mu.Unlock()
 	return t.used
 }
-
-// all returns the clients as they are now.
-func (t *table) all() []*client {
-	var list []*client
-	for i := range t.slots {
-		if c := t.slots[i].Load(); c != nil {
-			list = append(list, c)
-		}
-	}
-	return list
-}

@@ -356,6 +356,10 @@ func (c *Client) greet(ctx context.Context, conn *tls.Conn) (*session, error) {
 	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
 	s := newSession(c, conn)
+	var err error
+	if s.slot, s.token, err = randomSlot(); err != nil {
+		return nil, err
+	}
 	hello := Hello{Slot: s.slot, Token: s.token, Certificate: s.certificate}
 	if _, err := conn.Write(hello.Append(nil)); err != nil {
 		return nil, err
@@ -403,6 +407,7 @@ func (c *Client) targets(s *session) []netip.AddrPort {
 	return list
 }
 
+// randomSlot chooses what the relay writes into what it sends over UDP, so that nobody else can make it.
 func randomSlot() (slot uint32, token Token, err error) {
 	var b [12]byte
 	if _, err := io.ReadFull(rand.Reader, b[:]); err != nil {

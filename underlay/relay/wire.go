@@ -163,8 +163,6 @@ func controlMAC(b []byte, secret *Secret) []byte {
 	return m.Sum(nil)[:macSize]
 }
 
-const addrPortSize = 18
-
 func appendAddrPort(b []byte, a netip.AddrPort) []byte {
 	var ip [16]byte
 	if a.IsValid() {
