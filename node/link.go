@@ -15,6 +15,7 @@ import (
 	"github.com/pilot-protocol/pilot/coordinator/api"
 	"github.com/pilot-protocol/pilot/identity"
 	"github.com/pilot-protocol/pilot/overlay"
+	"github.com/pilot-protocol/pilot/underlay"
 )
 
 // The pauses between tries to reach the coordinator: doubling, with jitter, so that a thousand nodes don't come back
@@ -350,7 +351,7 @@ func (n *Node) renewCertificate(ctx context.Context, m *membership) (identity.Ce
 
 // listen acts on what the data path reports.
 func (n *Node) listen(ctx context.Context, m *membership) error {
-	told := newEventLog(n.log)
+	told := newEventLog(n.log, func(p underlay.Path) string { return n.pathText(m, p) })
 	for {
 		select {
 		case <-ctx.Done():
@@ -377,16 +378,25 @@ func (n *Node) listen(ctx context.Context, m *membership) error {
 	}
 }
 
+// pathText is a path as people read it.
+func (n *Node) pathText(m *membership, p underlay.Path) string {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	text, _, _ := m.book.describePath(p)
+	return text
+}
+
 // eventLog tells what happens to sessions. A peer, or whoever is on the path to one, can make it happen with each datagram,
 // so only some of it is told.
 type eventLog struct {
 	log     *slog.Logger
+	path    func(underlay.Path) string
 	limiter *rate.Limiter
 	missed  int
 }
 
-func newEventLog(log *slog.Logger) *eventLog {
-	return &eventLog{log: log, limiter: rate.NewLimiter(1, 60)}
+func newEventLog(log *slog.Logger, path func(underlay.Path) string) *eventLog {
+	return &eventLog{log: log, path: path, limiter: rate.NewLimiter(1, 60)}
 }
 
 func (l *eventLog) tell(event overlay.Event) {
@@ -400,11 +410,11 @@ func (l *eventLog) tell(event overlay.Event) {
 	}
 	switch e := event.(type) {
 	case overlay.SessionUp:
-		l.log.Info("session up", "agent", e.Agent, "path", e.Path)
+		l.log.Info("session up", "agent", e.Agent, "path", l.path(e.Path))
 	case overlay.SessionDown:
 		l.log.Info("session down", "agent", e.Agent, "reason", e.Reason)
 	case overlay.PathChanged:
-		l.log.Info("path changed", "agent", e.Agent, "path", e.Path)
+		l.log.Info("path changed", "agent", e.Agent, "path", l.path(e.Path))
 	case overlay.HandshakeFailed:
 		l.log.Info("handshake failed", "agent", e.Agent, "reason", e.Reason)
 	}

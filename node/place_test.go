@@ -360,6 +360,9 @@ func TestRelaysOutliveRestart(t *testing.T) {
 		}
 	}
 	check("before")
+	b.under().mu.Lock()
+	b.under().status.Relays = []underlay.RelayStatus{{ID: de.ID(), Err: "connection refused"}}
+	b.under().mu.Unlock()
 	problem("reachable")
 	b.end()
 	b.Node, b.end = runNode(t, b.dir, b.system)
@@ -562,6 +565,10 @@ func TestRelaysOfPeers(t *testing.T) {
 	got := plan.of([]identity.AgentPublic{{99}, all[4].Key, all[2].Key})
 	if want := []uint32{all[2].ID(), all[0].ID(), all[1].ID()}; !slices.Equal(got, want) {
 		t.Errorf("%x, not %x", got, want)
+	}
+	nowhere := newRelayPlan(b.usableRelays([]string{"us"}, w.now), underlay.Status{})
+	if got := nowhere.of(nil); len(got) != 4 || got[0] != all[0].ID() {
+		t.Errorf("before anything is known: %x", got)
 	}
 	if got := relayKeys(here, true); !slices.Equal(got, []identity.AgentPublic{all[0].Key}) {
 		t.Errorf("the record names %v", got)

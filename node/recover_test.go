@@ -28,6 +28,7 @@ import (
 	"github.com/pilot-protocol/pilot/overlay"
 	"github.com/pilot-protocol/pilot/platform"
 	"github.com/pilot-protocol/pilot/tun"
+	"github.com/pilot-protocol/pilot/underlay"
 )
 
 // lateSystem is a host whose interface can't be opened some times.
@@ -365,7 +366,7 @@ func TestLooksOften(t *testing.T) {
 // A peer that moves with each datagram doesn't fill the disk.
 func TestEventsDoNotFloodTheLog(t *testing.T) {
 	log := &lockedBuffer{}
-	told := newEventLog(slog.New(slog.NewTextHandler(log, nil)))
+	told := newEventLog(slog.New(slog.NewTextHandler(log, nil)), underlay.Path.String)
 	for range 10_000 {
 		told.tell(overlay.PathChanged{})
 	}

@@ -82,6 +82,7 @@ func avoids(labels []string, jurisdiction string) bool {
 // relayPlan decides over which relays a peer is tried.
 type relayPlan struct {
 	usable map[uint32]bool
+	all    []uint32 // the usable ones, as the coordinator lists them
 	ours   []uint32 // those at which this node is, home first
 }
 
@@ -89,6 +90,7 @@ func newRelayPlan(usable []identity.RelayStatement, here underlay.Status) relayP
 	p := relayPlan{usable: make(map[uint32]bool, len(usable)), ours: selfRelays(here)}
 	for _, r := range usable {
 		p.usable[r.ID()] = true
+		p.all = append(p.all, r.ID())
 	}
 	return p
 }
@@ -106,6 +108,11 @@ func (p relayPlan) of(keys []identity.AgentPublic) (list []uint32) {
 	}
 	for _, id := range p.ours {
 		add(id)
+	}
+	if len(list) == 0 { // in the first second of a node, or of its peer, neither knows where it will be at home
+		for _, id := range p.all {
+			add(id)
+		}
 	}
 	return list
 }

@@ -95,19 +95,22 @@ func (n *Node) statusPlace(self *localapi.Self, m *membership) {
 	}
 }
 
-// relayProblem says why no relay forwards for this node, nil if one does, or where the network has none.
+// relayProblem says why no relay forwards for this node; nil if one does, where the network has none, and while there is one
+// that was not tried in vain yet.
 func (b *book) relayProblem(relays []localapi.RelayStatus) *localapi.Problem {
 	p := &localapi.Problem{Code: localapi.CodeNoRelay, Message: "every relay is under a jurisdiction that this node avoids",
 		Hint: "peers that can't be reached directly are out of reach; to avoid others: pilot up --avoid-jurisdiction LABEL"}
+	trying := false
 	for _, r := range relays {
 		if r.Connected {
 			return nil
 		}
 		if !r.Avoided {
+			trying = trying || r.Error == ""
 			p.Message, p.Hint = "no relay is reachable", "peers that can't be reached directly are out of reach; is this host online, TCP out allowed?"
 		}
 	}
-	if len(relays) == 0 {
+	if len(relays) == 0 || trying {
 		return nil
 	}
 	return p
