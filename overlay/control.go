@@ -9,14 +9,15 @@ import (
 
 	"github.com/pilot-protocol/pilot/noise"
 	"github.com/pilot-protocol/pilot/overlay/packet"
+	"github.com/pilot-protocol/pilot/overlay/paths"
 )
 
 // The timers. Handshakes are in handshake.go.
 const (
 	// lookEvery is how often a link with a session is looked at: all of its timers but those of handshakes are this exact.
 	lookEvery = time.Second
-	// probeAfter: when so long nothing came after we sent, the peer is asked whether it is there, again each lookEvery.
-	probeAfter = time.Second
+	// lostAfter: when so long nothing came after we sent, programs with a connection to the peer are told.
+	lostAfter = time.Second
 	// silentAfter: when still nothing came, the peer is called anew at all its addresses. The session goes on meanwhile.
 	silentAfter = 4 * time.Second
 	// silentOfflineAfter is the same for a peer that is said to be offline; it is called once. Together with offlineTry
@@ -115,6 +116,8 @@ func (o *Overlay) lookLocked(l *link, now moment) {
 	o.rekeyLocked(l, now)
 	o.retransmitLocked(l, now)
 	o.serveQueueLocked(l, now)
+	o.actLocked(l, now)
+	o.lostLocked(l, now)
 	o.rescheduleLocked(l, now)
 }
 
@@ -139,13 +142,29 @@ func (o *Overlay) confirmLocked(l *link, now moment) {
 
 // expireLocked ends sessions that are too old.
 func (o *Overlay) expireLocked(l *link, now moment) {
-	if s := l.previous; s != nil && s.noise.Expired(now.wall) {
+	if s := l.previous; s != nil && s.expired(now) {
 		l.previous = nil
 		o.discard(s)
 	}
-	if s := l.current.Load(); s != nil && s.noise.Expired(now.wall) {
+	if s := l.current.Load(); s != nil && s.expired(now) {
 		o.downLocked(l, ReasonExpired)
 	}
+}
+
+// expired also counts the time that the host slept, which only the wall clock knows: the peer has counted it.
+func (s *session) expired(now moment) bool {
+	return s.noise.Expired(now.wall) || s.noise.Expired(now.wall.Round(0))
+}
+
+// lostLocked tells the loops whether the peer answers.
+func (o *Overlay) lostLocked(l *link, now moment) {
+	lost := now.at < l.failed
+	if l.current.Load() == nil {
+		lost = lost || l.attempt.active && l.attempt.tries > 1
+	} else if since := time.Duration(l.unanswered.Load()); since != 0 {
+		lost = lost || now.at-since >= lostAfter
+	}
+	l.lost.Store(lost)
 }
 
 // silenceLocked notices that the peer does not answer.
@@ -171,9 +190,6 @@ func (o *Overlay) silenceLocked(l *link, now moment) {
 	if !l.attempt.active && (silent >= silentAfter || offline && silent >= silentOfflineAfter) {
 		o.callLocked(l, offline, now)
 	}
-	if silent >= probeAfter && now.at-l.probe.at >= lookEvery {
-		o.probeLocked(l, s, now)
-	}
 }
 
 // keepaliveLocked sends an empty record where packets came and none went.
@@ -181,7 +197,7 @@ func (o *Overlay) keepaliveLocked(l *link, now moment) {
 	s := l.current.Load()
 	owed := time.Duration(l.owed.Load())
 	if s != nil && owed != 0 && now.at-owed >= keepaliveAfter {
-		o.sendMessage(s, nil, false, now)
+		o.sendMessage(s, s.path.Load(), nil, false, now)
 	}
 }
 
@@ -287,9 +303,12 @@ func (o *Overlay) answerQueueLocked(l *link, code packet.Code, reason Drop, now 
 		if packet.Parse(p, &info) != nil {
 			continue // it was parsed before it was queued
 		}
-		if code == packet.AdminProhibited {
+		switch {
+		case code == packet.AdminProhibited:
 			o.control.answers.deny(p, &info, service, now)
-		} else {
+		case established(&info):
+			o.control.answers.unreachable(p, &info, packet.NoRoute, service, now)
+		default:
 			o.control.answers.unreachable(p, &info, code, service, now)
 		}
 	}
@@ -307,16 +326,22 @@ func (o *Overlay) adoptLocked(s *session, now moment) {
 		return
 	}
 	l.lastHandshake = now.wall
-	l.last = lastSeen{*s.path.Load(), s.noise.RemoteTunnel()}
 	l.unanswered.Store(0)
 	l.refresh = 0
+	l.lost.Store(false)
+	o.learnLocked(l, now)
+	l.paths.Up(now.at, *s.path.Load(), s.rtt)
+	if p, ok := l.paths.Current(); ok {
+		s.path.Store(&p) // not the one of the handshake, if it is a renewal and there is a better one
+	}
+	l.last = lastSeen{*s.path.Load(), s.noise.RemoteTunnel()}
 	// What waits goes first; what comes meanwhile wakes control, and follows.
 	waiting := !l.queue.empty()
 	o.searchLocked(l, s, now)
 	o.flushQueueLocked(l, s, now)
 	l.current.Store(s)
 	if old != nil {
-		if from, to := *old.path.Load(), *s.path.Load(); from.Remote != to.Remote {
+		if from, to := *old.path.Load(), *s.path.Load(); !paths.Same(from, to) {
 			o.events.emit(PathChanged{Local: l.local, Agent: l.remote, Addr: l.addr, Path: to})
 		}
 		o.retireLocked(l, old)
@@ -324,8 +349,9 @@ func (o *Overlay) adoptLocked(s *session, now moment) {
 		o.events.emit(SessionUp{Local: l.local, Agent: l.remote, Addr: l.addr, Path: *s.path.Load()})
 	}
 	sent := o.sendPingsLocked(l, s, now)
+	sent = o.actLocked(l, now) || sent
 	if s.noise.Initiator() && !waiting && !sent {
-		o.probeLocked(l, s, now) // the responder may not send before our first record
+		o.sendMessage(s, s.path.Load(), nil, false, now) // the responder may not send before our first record
 	}
 	o.scheduleLocked(l, now.at)
 }
@@ -363,6 +389,9 @@ func (o *Overlay) downLocked(l *link, reason Reason) {
 		}
 	}
 	l.pending, l.previous = nil, nil
+	l.paths.Down()
+	l.said[saidInSession] = said{}
+	o.actLocked(l, o.now())
 	l.unconfirmed.Store(false)
 	l.unanswered.Store(0)
 	l.owed.Store(0)
@@ -375,7 +404,7 @@ func (o *Overlay) downLocked(l *link, reason Reason) {
 // endLocked ends everything that a link has under way, because it may not go on: the peer is told, and so are programs.
 func (o *Overlay) endLocked(l *link, reason Reason, now moment) {
 	if s := l.current.Load(); s != nil {
-		o.sendMessage(s, closedMessage(reason), false, now)
+		o.sendMessage(s, s.path.Load(), closedMessage(reason), false, now)
 	}
 	o.downLocked(l, reason)
 	o.abandonLocked(l)
@@ -394,7 +423,7 @@ func (o *Overlay) farewell() {
 	o.control.ended = true
 	for _, r := range o.snap.Load().routes {
 		if s := r.link.current.Load(); s != nil {
-			o.sendMessage(s, closedMessage(ReasonClosed), false, now)
+			o.sendMessage(s, s.path.Load(), closedMessage(ReasonClosed), false, now)
 		}
 	}
 }

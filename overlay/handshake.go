@@ -7,7 +7,6 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
-	"slices"
 	"time"
 
 	"github.com/pilot-protocol/pilot/identity"
@@ -163,6 +162,7 @@ func (o *Overlay) install(ns *noise.Session, path underlay.Path, now moment) {
 	}
 	o.sessions.set(ns.LocalIndex(), s)
 	if ns.Initiator() {
+		s.rtt = max(now.at-l.attempt.sent, 1)
 		l.attempt.active = false
 		l.attempt.next = 0
 		o.adoptLocked(s, now)
@@ -186,16 +186,16 @@ func (o *Overlay) beginLocked(l *link, now moment) {
 	o.tryLocked(l, now)
 }
 
-// tryLocked sends a first message to all addresses where the peer may be, at once: the first answer has the best path.
+// tryLocked sends a first message to where the peer may be, everywhere at once: the first answer has the best path.
 func (o *Overlay) tryLocked(l *link, now moment) {
 	a := &l.attempt
 	peer := o.snap.Load().peers[l.remote]
-	paths := o.candidatesLocked(l, peer)
+	ways := o.waysLocked(l)
 	tunnel := l.last.tunnel
 	if peer != nil && !peer.Tunnel.Tunnel.IsZero() && !tunnel.NotBefore.After(peer.Tunnel.NotBefore) {
 		tunnel = peer.Tunnel
 	}
-	if len(paths) == 0 || tunnel.Tunnel.IsZero() {
+	if len(ways) == 0 || tunnel.Tunnel.IsZero() {
 		o.failLocked(l, ReasonNoAddress, now)
 		return
 	}
@@ -211,8 +211,8 @@ func (o *Overlay) tryLocked(l *link, now moment) {
 	a.id = init.ID
 	wait := min(firstRetry<<min(a.tries, 4), maxRetry)
 	a.tries++
-	a.next = now.at + wait + rand.N(wait/5)
-	for _, p := range paths {
+	a.sent, a.next = now.at, now.at+wait+rand.N(wait/5)
+	for _, p := range ways {
 		if err := o.under.Send(p, init.Datagrams); err != nil {
 			o.counters.drop(DropSend)
 			if errors.Is(err, underlay.ErrTooBig) && !target.Small {
@@ -221,33 +221,6 @@ func (o *Overlay) tryLocked(l *link, now moment) {
 		}
 	}
 	o.scheduleLocked(l, a.next)
-}
-
-// candidatesLocked lists where the peer may be: where it was met last, then what the State says. An address inside the
-// overlay is none: the tunnel would go through itself.
-func (o *Overlay) candidatesLocked(l *link, peer *Peer) (paths []underlay.Path) {
-	snap := o.snap.Load()
-	if s := l.current.Load(); s != nil {
-		paths = append(paths, *s.path.Load())
-	} else if l.last.path.Remote.IsValid() {
-		paths = append(paths, underlay.Path{Remote: l.last.path.Remote, Relay: l.last.path.Relay})
-	}
-	if peer == nil {
-		return paths
-	}
-	for _, c := range slices.Concat(l.called.candidates, peer.Candidates) {
-		if a := c.Addr(); !a.IsValid() || a.IsUnspecified() || a.IsMulticast() || c.Port() == 0 || snap.prefix.Contains(a) {
-			continue
-		}
-		if len(paths) >= maxCandidates {
-			break
-		}
-		if len(paths) > 0 && paths[0].Remote == c {
-			continue
-		}
-		paths = append(paths, underlay.Path{Remote: c})
-	}
-	return paths
 }
 
 // retransmitLocked tries again, or gives up.

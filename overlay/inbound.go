@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"time"
 
 	"github.com/pilot-protocol/pilot/noise"
 	"github.com/pilot-protocol/pilot/overlay/burst"
@@ -137,7 +138,7 @@ func (b *inbound) receiveRecord(d []byte, path *underlay.Path, class uint8) {
 	b.run.newest = max(b.run.newest, binary.BigEndian.Uint64(d[8:16]))
 	if flags&noise.FlagControl != 0 {
 		b.settle()
-		b.o.receiveMessage(s, p, b.now)
+		b.o.receiveMessage(s, path, p, b.now)
 		return
 	}
 	b.run.data = true
@@ -186,7 +187,10 @@ func (b *inbound) settle() {
 	}
 	l := r.s.link
 	l.heard(b.now.at, r.data)
-	b.o.follow(r.s, r.newest, &r.path)
+	b.o.follow(r.s, r.newest, &r.path, b.now.at)
+	if r.data && l.idle.Load() && l.idle.CompareAndSwap(true, false) {
+		b.o.wakes.add(l)
+	}
 	if l.unconfirmed.Load() {
 		l.unconfirmed.Store(false)
 		b.o.wakes.add(l)
@@ -243,9 +247,9 @@ func dropOfOpen(err error) Drop {
 	return DropUnknownSession
 }
 
-// follow moves the session's path to where its newest record came from. An older one, which somebody may have held back
-// or sent again, moves nothing.
-func (o *Overlay) follow(s *session, counter uint64, path *underlay.Path) {
+// follow notices that the session's newest record came along another path than the one in use. Nothing is sent there before
+// a ping proved it; an older record, which somebody may have held back or sent again, means nothing.
+func (o *Overlay) follow(s *session, counter uint64, path *underlay.Path, at time.Duration) {
 	for {
 		newest := s.newest.Load()
 		if counter < newest {
@@ -255,15 +259,11 @@ func (o *Overlay) follow(s *session, counter uint64, path *underlay.Path) {
 			break
 		}
 	}
-	if old := s.path.Load(); *old != *path {
-		o.move(s, old, *path)
+	if sameWay(s.path.Load(), path) {
+		return
 	}
-}
-
-// move is apart from follow so that only a path that changed is allocated.
-func (o *Overlay) move(s *session, old *underlay.Path, path underlay.Path) {
-	if s.path.CompareAndSwap(old, &path) && (old.Remote != path.Remote || old.Relay != path.Relay) {
-		o.events.emit(PathChanged{Local: s.link.local, Agent: s.link.remote, Addr: s.link.addr, Path: path})
+	if told := s.heard.Load(); told == nil || *told != *path {
+		o.heard(s, *path, at)
 	}
 }
 

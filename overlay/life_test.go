@@ -281,7 +281,7 @@ func TestRoaming(t *testing.T) {
 		s := a.sessionWith(b)
 		w.move(b.port, addrB2)
 		b.o.Refresh()
-		time.Sleep(latency + time.Millisecond)
+		time.Sleep(3*latency + time.Millisecond) // its ping, ours, the answer: nothing is sent to an address without proof
 		if e, ok := nextEvent[PathChanged](a, 0); !ok || e.Path.Remote.String() != addrB2 {
 			t.Fatalf("event %+v %v", e, ok)
 		}

@@ -14,6 +14,7 @@ import (
 	"github.com/pilot-protocol/pilot/identity"
 	"github.com/pilot-protocol/pilot/noise"
 	"github.com/pilot-protocol/pilot/overlay/packet"
+	"github.com/pilot-protocol/pilot/overlay/paths"
 	"github.com/pilot-protocol/pilot/policy"
 	"github.com/pilot-protocol/pilot/underlay"
 )
@@ -22,13 +23,15 @@ import (
 type session struct {
 	noise  *noise.Session
 	link   *link
-	path   atomic.Pointer[underlay.Path]
-	newest atomic.Uint64 // one more than the highest counter that was authenticated
+	path   atomic.Pointer[underlay.Path] // only control stores
+	heard  atomic.Pointer[underlay.Path] // the other one that the newest record came along, when control was told last
+	newest atomic.Uint64                 // one more than the highest counter that was authenticated
 	// attempt ties two sessions that both ends began at once: at an initiator the attempt that it comes from, at a
 	// responder the attempt of ours that was under way when the peer's came; 0: none.
 	attempt uint64
 	at      time.Duration // when it was made
 	sizes   sizes
+	rtt     time.Duration // of its handshake; 0: not measured
 }
 
 // link is everything between one local agent and one peer. It lives as long as the State names both.
@@ -47,6 +50,8 @@ type link struct {
 	unanswered         atomic.Int64 // when we first sent what wants an answer and nothing came since; 0: never
 	owed               atomic.Int64 // when the first packet came after we last sent anything; 0: never
 	unconfirmed        atomic.Bool  // a responder's session waits for its first record
+	idle               atomic.Bool  // control wants to know when a packet goes either way
+	lost               atomic.Bool  // the peer does not answer at the moment: programs are told; only control stores
 	queue              queue
 	woken              atomic.Bool
 	linkControl
@@ -62,19 +67,15 @@ type linkControl struct {
 	index int           // in the heap
 
 	sizes sizeSearches
-	probe struct {
-		id uint64
-		at time.Duration
-	}
-	rtt    time.Duration
-	last   lastSeen
-	called struct { // what its last signal said
-		candidates []netip.AddrPort
-		relays     []uint32
-	}
-	refresh time.Duration // when our addresses changed, until something comes; 0: not
-	failed  time.Duration // until then the peer counts as unreachable
-	refused time.Duration // until then the peer counts as refusing us
+	paths *paths.Set
+	said  [maxSources]said // about where the peer is
+	rtt   time.Duration
+	// observed is the address that the peer sees us at.
+	observed netip.AddrPort
+	last     lastSeen
+	refresh  time.Duration // when our addresses changed, until something comes; 0: not
+	failed   time.Duration // until then the peer counts as unreachable
+	refused  time.Duration // until then the peer counts as refusing us
 
 	lastHandshake time.Time
 	failure       struct {
@@ -100,6 +101,7 @@ type attempt struct {
 	id      uint32 // of the last first message
 	tries   int
 	started time.Duration
+	sent    time.Duration // the last first message
 	next    time.Duration
 	reason  Reason // what was wrong with the last answer
 	single  bool   // the peer is said to be offline: try once
@@ -107,7 +109,9 @@ type attempt struct {
 }
 
 func newLink(local, remote identity.AgentPublic, addr netip.Addr, out packet.Addresses) *link {
-	return &link{local: local, remote: remote, addr: addr, out: out, in: out.Swap(), linkControl: linkControl{index: -1}}
+	l := &link{local: local, remote: remote, addr: addr, out: out, in: out.Swap()}
+	l.index, l.paths = -1, paths.New(randomID)
+	return l
 }
 
 // busyLocked reports whether the link has anything that could end.

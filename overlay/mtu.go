@@ -10,6 +10,7 @@ import (
 
 	"github.com/pilot-protocol/pilot/noise"
 	"github.com/pilot-protocol/pilot/overlay/parts"
+	"github.com/pilot-protocol/pilot/overlay/paths"
 	"github.com/pilot-protocol/pilot/overlay/pmtu"
 	"github.com/pilot-protocol/pilot/underlay"
 )
@@ -67,7 +68,7 @@ type sizeProbe struct {
 func (o *Overlay) searchLocked(l *link, s *session, now moment) *pmtu.Search {
 	path := *s.path.Load()
 	list := l.sizes.searches
-	if i := slices.IndexFunc(list, func(p pathSearch) bool { return p.path == path }); i > 0 {
+	if i := slices.IndexFunc(list, func(p pathSearch) bool { return paths.Same(p.path, path) }); i > 0 {
 		p := list[i]
 		copy(list[1:], list[:i])
 		list[0] = p
@@ -146,10 +147,9 @@ func (o *Overlay) searchingLocked(l *link, s *session, now moment) bool {
 
 // probeSizeLocked sends a ping of a size.
 func (o *Overlay) probeSizeLocked(l *link, s *session, search *pmtu.Search, size int, now moment) {
-	o.control.nextPing++
-	p := sizeProbe{o.control.nextPing, now.at, *s.path.Load(), size}
+	p := sizeProbe{randomID(), now.at, *s.path.Load(), size}
 	body := make([]byte, size-noise.Overhead) // bytes after the id are ignored
-	copy(body, idMessage(messagePing, p.id))
+	copy(body, pingMessage(p.id))
 	record, err := s.noise.Seal(make([]byte, 0, size), noise.FlagControl, body)
 	if err != nil {
 		o.counters.drop(DropSeal)
@@ -178,7 +178,7 @@ func (o *Overlay) sizeAnsweredLocked(l *link, id uint64, at time.Duration) {
 	p := l.sizes.probes[i]
 	l.sizes.probes = slices.Delete(l.sizes.probes, i, i+1)
 	for _, known := range l.sizes.searches {
-		if known.path == p.path {
+		if paths.Same(known.path, p.path) {
 			known.search.Answered(p.size, at-p.at, at)
 			o.scheduleLocked(l, at)
 		}

@@ -141,6 +141,9 @@ func (b *outbound) send(p []byte, h *tun.Header) {
 		}
 		b.recent.permitted(&info)
 	}
+	if r.link.lost.Load() && established(&info) {
+		b.answers.unreachable(p, &info, packet.NoRoute, b.snap.service, b.now)
+	}
 	s := r.link.current.Load()
 	if s == nil {
 		for whole := range b.complete(p, h, &info) {
@@ -187,6 +190,14 @@ func (b *outbound) complete(p []byte, h *tun.Header, info *packet.Info) iter.Seq
 			}
 		}
 	}
+}
+
+// established reports whether a packet belongs to a TCP connection that is open already. While the peer does not answer
+// each of its retransmissions is answered with "no route": Linux then takes back the doubling of its timer (RFC 6069;
+// tcp_v6_err in net/ipv6/tcp_ipv6.c calls tcp_ld_RTO_revert for ICMPV6_NOROUTE, and for no other code), and so sends again
+// within a second after the peer is back, however long it was away. It never ends the connection (RFC 5461).
+func established(info *packet.Info) bool {
+	return info.Proto == packet.TCP && info.PortKnown && info.TCPFlags&packet.SYN == 0
 }
 
 // enqueue keeps a packet until control has made a session.
@@ -278,6 +289,9 @@ func (b *outbound) count() {
 	}
 	if l := b.session.link; b.packets > 0 {
 		l.sent(b.now.at, true, true)
+		if l.idle.Load() && l.idle.CompareAndSwap(true, false) {
+			b.o.wakes.add(l)
+		}
 		l.txPackets.Add(b.packets)
 		l.txBytes.Add(b.bytes)
 	}

@@ -117,7 +117,6 @@ type Overlay struct {
 type control struct {
 	timers     timerHeap
 	pings      map[uint64]*ping
-	nextPing   uint64
 	attempts   uint64 // serial number of the last handshake attempt
 	generation uint64
 	answers    answerer

@@ -4,6 +4,7 @@ package overlay
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"net/netip"
 	"time"
@@ -113,8 +114,7 @@ func (o *Overlay) startPing(addr netip.Addr, done chan pong) (uint64, error) {
 	if v := r.rules.Trust(addr, now.wall); v != policy.Allow {
 		return 0, &PingError{Err: ErrNotTrusted, Reason: v.String()}
 	}
-	o.control.nextPing++
-	id := o.control.nextPing
+	id := randomID()
 	p := &ping{link: r.link, done: done}
 	o.control.pings[id] = p
 	if s := r.link.current.Load(); s != nil {
@@ -127,8 +127,10 @@ func (o *Overlay) startPing(addr netip.Addr, done chan pong) (uint64, error) {
 
 func (o *Overlay) sendPingLocked(s *session, id uint64, p *ping, now moment) {
 	p.sent = now.at
-	o.sendMessage(s, idMessage(messagePing, id), true, now)
-	o.scheduleLocked(s.link, now.at+lookEvery)
+	o.sendMessage(s, s.path.Load(), pingMessage(id), true, now)
+	l := s.link
+	l.paths.Used(now.at) // who pings wants to know the way that a packet would take
+	o.scheduleLocked(l, now.at)
 }
 
 // pingsWaitingLocked reports whether somebody waits for a session of the link to ping with.
@@ -168,24 +170,24 @@ func (p *ping) finish(v pong) {
 	}
 }
 
-// probeLocked asks whether the peer is there, for ourselves.
-func (o *Overlay) probeLocked(l *link, s *session, now moment) {
-	o.control.nextPing++
-	l.probe.id, l.probe.at = o.control.nextPing, now.at
-	o.sendMessage(s, idMessage(messagePing, l.probe.id), true, now)
-	o.scheduleLocked(l, now.at+lookEvery)
-}
-
-func (o *Overlay) pongLocked(l *link, s *session, id uint64, at time.Duration) {
-	o.sizeAnsweredLocked(l, id, at)
-	if id == l.probe.id && l.probe.at != 0 {
-		l.rtt = at - l.probe.at
-		l.probe.id = 0
+// pongLocked takes a pong, and notes the address that the peer sees us at.
+func (o *Overlay) pongLocked(l *link, m *message, now moment) {
+	id := binary.BigEndian.Uint64(m.body[1:])
+	o.sizeAnsweredLocked(l, id, m.at)
+	if rtt, ok := l.paths.Pong(m.at, id, m.path); ok {
+		if sameWay(m.session.path.Load(), &m.path) && rtt != 0 {
+			l.rtt = rtt
+		}
+		if len(m.body) >= pongSize && m.path.Relay == 0 {
+			l.observed = addrPortOf(m.body[9:])
+		}
+		o.actLocked(l, now)
+		return
 	}
 	p := o.control.pings[id]
 	if p == nil || p.link != l || p.sent <= 0 {
 		return
 	}
-	l.rtt = at - p.sent
-	p.finish(pong{result: PingResult{RTT: l.rtt, Path: *s.path.Load()}})
+	l.rtt = m.at - p.sent
+	p.finish(pong{result: PingResult{RTT: l.rtt, Path: m.path}})
 }

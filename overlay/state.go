@@ -42,9 +42,6 @@ type Peer struct {
 	Offline    bool                     // the coordinator does not see it: fail at once where there is no session
 }
 
-// maxCandidates bounds to how many addresses of a peer a first message is sent at once.
-const maxCandidates = 8
-
 // snapshot is a State made ready for look-ups. It is immutable.
 type snapshot struct {
 	generation uint64
@@ -55,6 +52,9 @@ type snapshot struct {
 	peers      map[identity.AgentPublic]*Peer
 	policy     map[identity.AgentPublic]*policy.Compiled
 	revoked    map[identity.AgentPublic]uint64
+	self       []netip.AddrPort
+	selfRelays []uint32
+	nat        paths.NAT
 	routes     map[packet.Addresses]route // by local and remote address
 }
 
@@ -87,7 +87,8 @@ func (o *Overlay) compile(st State, old *snapshot, generation uint64) (*snapshot
 		peers:   make(map[identity.AgentPublic]*Peer, len(st.Peers)),
 		policy:  maps.Clone(st.Policy),
 		revoked: maps.Clone(st.Revoked),
-		routes:  make(map[packet.Addresses]route, len(st.Locals)*len(st.Peers)),
+		self:    slices.Clone(st.Self), selfRelays: slices.Clone(st.SelfRelays), nat: st.NAT,
+		routes: make(map[packet.Addresses]route, len(st.Locals)*len(st.Peers)),
 	}
 	for i, l := range st.Locals {
 		addr := identity.Address(o.network, l.Agent)
@@ -159,8 +160,16 @@ func (o *Overlay) Set(st State) error {
 			o.endLocked(r.link, ReasonNotTrusted, now)
 		}
 	}
+	moved := !slices.Equal(old.self, next.self) || !slices.Equal(old.selfRelays, next.selfRelays) || old.nat != next.nat
 	for _, r := range next.routes {
 		l := r.link
+		l.recordLocked(next.peers[l.remote], now)
+		if l.current.Load() != nil {
+			o.learnLocked(l, now)
+			if moved {
+				l.paths.Changed()
+			}
+		}
 		// What failed may work now.
 		l.refused = 0
 		if peerChanged(old.peers[l.remote], next.peers[l.remote]) {
@@ -183,8 +192,8 @@ func peerChanged(a, b *Peer) bool {
 }
 
 // Call says that an agent wants to be reached, and where: a signal came from it, which the caller has verified. Each local
-// agent that may talk to it reaches out at once, unless it has a session that answers. An agent that is not in the State is
-// ignored.
+// agent that may talk to it reaches out at once: with a new session, or along the paths of the one that it has. An agent that
+// is not in the State is ignored, and so is one that called within the last second.
 func (o *Overlay) Call(agent identity.AgentPublic, candidates []netip.AddrPort, relays []uint32) {
 	now := o.now()
 	o.mu.Lock()
@@ -195,31 +204,36 @@ func (o *Overlay) Call(agent identity.AgentPublic, candidates []netip.AddrPort, 
 		if l.remote != agent || o.control.ended || !r.rules.Trusted(l.addr, now.wall) {
 			continue
 		}
-		l.called.candidates, l.called.relays = slices.Clone(candidates), slices.Clone(relays)
+		signal := &l.said[saidInSignal]
+		if signal.at != 0 && now.at-signal.at < pauseBetween {
+			continue // whoever calls more often gets no more
+		}
+		*signal = said{at: now.at, candidates: slices.Clone(candidates), relays: slices.Clone(relays)}
 		l.failed = 0
 		switch {
 		case l.attempt.active:
 			l.attempt.next = now.at
-		case l.current.Load() == nil && l.pending == nil:
+		case l.current.Load() != nil:
+			o.learnLocked(l, now)
+			l.paths.Told(now.at)
+		case l.pending == nil:
 			o.beginLocked(l, now)
 		}
 		o.scheduleLocked(l, now.at)
 	}
 }
 
-// Refresh says that this node's own addresses changed. Each peer with a session hears from the new ones at once; one
-// that does not answer soon is called anew at all its addresses.
+// Refresh says that this node's own addresses changed, or that the host woke. All paths to each peer with a session are asked
+// at once; one that does not answer soon is called anew at all its addresses.
 func (o *Overlay) Refresh() {
 	now := o.now()
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	for _, r := range o.snap.Load().routes {
 		l := r.link
-		if s := l.current.Load(); s != nil {
-			path := *s.path.Load()
-			path.Local = netip.Addr{} // it may be gone
-			s.path.Store(&path)
-			o.probeLocked(l, s, now)
+		if l.current.Load() != nil {
+			l.paths.Refresh(now.at)
+			o.actLocked(l, now)
 			l.refresh = now.at
 			o.scheduleLocked(l, now.at+refreshPatience)
 		} else if l.attempt.active {

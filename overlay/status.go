@@ -11,7 +11,6 @@ import (
 
 	"github.com/pilot-protocol/pilot/identity"
 	"github.com/pilot-protocol/pilot/noise"
-	"github.com/pilot-protocol/pilot/overlay/paths"
 	"github.com/pilot-protocol/pilot/policy"
 	"github.com/pilot-protocol/pilot/underlay"
 )
@@ -101,12 +100,13 @@ type PeerStatus struct {
 	Addr                 netip.Addr
 	State                string
 	Trust                policy.Verdict
-	Path                 underlay.Path // zero without a session
-	Paths                []PathStatus  // of the session, the one in use first
-	Why                  string        // a stable code for why the path in use is not direct; empty if it is, or without a session
-	RTT                  time.Duration // last measured, 0: never
-	MTU                  int           // length of the longest packet that travels whole on the path in use; 0: no session
-	RxBytes, TxBytes     uint64        // of inner packets
+	Path                 underlay.Path  // zero without a session
+	Paths                []PathStatus   // of the session, the one in use first
+	Why                  string         // a stable code for why the path in use is not direct; empty if it is, or without a session
+	Observed             netip.AddrPort // the address that the peer sees us at; invalid: not known
+	RTT                  time.Duration  // last measured, 0: never
+	MTU                  int            // length of the longest packet that travels whole on the path in use; 0: no session
+	RxBytes, TxBytes     uint64         // of inner packets
 	RxPackets, TxPackets uint64
 	LastHandshake        time.Time
 	LastReceived         time.Time
@@ -163,7 +163,10 @@ func (o *Overlay) peerStatusLocked(r route, now moment) PeerStatus {
 	}
 	if s := l.current.Load(); s != nil {
 		p.State, p.Path, p.MTU = StateUp, *s.path.Load(), int(s.sizes.limit.Load())-noise.Overhead
-		p.Paths = []PathStatus{{Path: p.Path, State: paths.Proved.String(), InUse: true, RTT: l.rtt}}
+		p.Why, p.Observed = l.paths.Why(now.at), l.observed
+		for _, w := range l.paths.Status() {
+			p.Paths = append(p.Paths, PathStatus{Path: w.Path, State: w.State.String(), InUse: w.InUse, RTT: w.RTT, Proved: o.wallAt(w.Proof)})
+		}
 	} else if l.attempt.active {
 		p.State = StateHandshaking
 	}

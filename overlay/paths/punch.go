@@ -134,6 +134,9 @@ func (s *Set) Punch(now time.Duration, addr netip.Addr) {
 	}
 }
 
+// Fanning reports whether the sockets of a fan are open.
+func (s *Set) Fanning() bool { return s.punch.fan != nil }
+
 // Punching reports whether many ports of the peer are being tried.
 func (s *Set) Punching() bool { return s.punch.left > 0 }
 
@@ -169,8 +172,8 @@ func (s *Set) directProved(now time.Duration) bool {
 // public returns the first address of the peer that is one of the internet.
 func (s *Set) public() (netip.AddrPort, bool) {
 	for _, c := range s.facts.Candidates {
-		if a := c.Addr().Unmap(); a.Is4() && public(a) {
-			return netip.AddrPortFrom(a, c.Port()), true
+		if Public(c.Addr()) {
+			return netip.AddrPortFrom(c.Addr().Unmap(), c.Port()), true
 		}
 	}
 	return netip.AddrPort{}, false

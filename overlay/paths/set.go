@@ -22,7 +22,7 @@ const (
 	pingEvery = time.Second
 	// flowsFor is how long data counts as flowing after a packet, usedFor how long the session counts as used: other
 	// paths are tried that long.
-	flowsFor = 3 * time.Second
+	flowsFor = 2 * time.Second
 	usedFor  = 30 * time.Second
 	// A pong is late after three round trips: at least minWait, and for a slow path no more than that or half as long
 	// again as it takes. Then quickPings are sent, quickEvery apart.
@@ -30,6 +30,8 @@ const (
 	unknownWait      = time.Second
 	quickPings       = 3
 	quickEvery       = 100 * time.Millisecond
+	// doubtEvery is how often the peer's coming along another path makes us doubt ours.
+	doubtEvery = 200 * time.Millisecond
 	// staleAfter is how long a direct path counts as proved after a pong: the shortest time for which translators are
 	// known to keep a mapping is thirty seconds.
 	staleAfter = 25 * time.Second
@@ -134,6 +136,7 @@ type way struct {
 	quick    int           // quick pings to come
 	deadline time.Duration // when the pong is late; 0: none is waited for
 	suspect  time.Duration // since when it is
+	after    time.Duration // answers to pings before this prove nothing: one of the ends moved then
 	better   int           // proofs in a row that were better than the path in use
 	died     time.Duration
 	hold     time.Duration
@@ -305,12 +308,13 @@ func (s *Set) Heard(now time.Duration, p underlay.Path) {
 	if w == nil {
 		return
 	}
-	if w.state != Proved {
+	if w.state != Proved || now-w.proof > quickEvery {
 		s.soon(w, now)
 	}
 	// The one in use may not work any more. (Over a relay it came so because the peer has not found a better way yet.)
-	if c := s.current; w.direct() && c.direct() && c.state == Proved && now-c.proof > quickEvery && now-w.suspect > freshWithin {
+	if c := s.current; w.direct() && c.direct() && c.state == Proved && now-w.suspect > doubtEvery {
 		w.suspect = now // so that a peer that has its own mind does not make us ask without end
+		c.after = now
 		c.doubt(now)
 	}
 }
@@ -368,7 +372,7 @@ func (s *Set) seen(now time.Duration, p underlay.Path) *way {
 func (s *Set) Refresh(now time.Duration) {
 	for _, w := range s.ways {
 		w.path.Local = netip.Addr{}
-		w.stage, w.next = 0, now
+		w.stage, w.next, w.after = 0, now, now
 		if w.state == Proved && w != s.current {
 			w.state = Probing
 		}
@@ -394,7 +398,9 @@ func (s *Set) Pong(now time.Duration, id uint64, p underlay.Path) (time.Duration
 			if !Same(p, w.path) {
 				return 0, false // it went there, and came from elsewhere: neither path works both ways
 			}
-			s.answered(w, now, p, now-ping.at)
+			if ping.at >= w.after {
+				s.answered(w, now, p, now-ping.at)
+			}
 			return now - ping.at, true
 		}
 	}

@@ -58,8 +58,11 @@ func embedded(a netip.Addr) (netip.Addr, bool) {
 	return netip.Addr{}, false
 }
 
-// public reports whether an address is one of the internet's.
-func public(a netip.Addr) bool {
+// Public reports whether an address is an IPv4 one of the internet, as translators have.
+func Public(a netip.Addr) bool {
+	if a = a.Unmap(); !a.Is4() {
+		return false
+	}
 	b := a.As4()
 	return a.IsGlobalUnicast() && !a.IsPrivate() && !(b[0] == 100 && b[1]&0xc0 == 64) // RFC 6598
 }
