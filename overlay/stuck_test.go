@@ -24,15 +24,14 @@ const stuckPatience = 100 * time.Millisecond
 
 func (p *stuckPort) Send(path underlay.Path, datagrams [][]byte) error {
 	if p.stuck.Load() && path.Remote == p.to {
-		time.Sleep(stuckPatience) // virtual
-		return syscall.EAGAIN
+		return syscall.EAGAIN // without waiting: control holds its lock, and virtual time stands still while a lock is waited for
 	}
 	return p.port.Send(path, datagrams)
 }
 
 func (p *stuckPort) SendBurst(b *underlay.Burst) error {
 	if p.stuck.Load() && b.Path.Remote == p.to {
-		time.Sleep(stuckPatience)
+		time.Sleep(stuckPatience) // virtual
 		return syscall.EAGAIN
 	}
 	return p.port.SendBurst(b)
