@@ -636,3 +636,49 @@ func TestStateOfEarlierVersion(t *testing.T) {
 		t.Errorf("%v:\n%s", err, text)
 	}
 }
+
+// Two nodes between which no datagram passes directly talk over a relay, from the first ping on; and say so.
+func TestSessionOverRelay(t *testing.T) {
+	a, b, authority := wiredPair(t)
+	relay := statement(t, authority, 1, nil)
+	for _, n := range []*wiredNode{a, b} {
+		n.take(n.member, []api.Event{{Type: api.EventRelays, Relays: [][]byte{relay.Raw()}}})
+		n.under().finds(func(s *underlay.Status) {
+			s.Endpoints = []underlay.Endpoint{{Addr: netip.MustParseAddrPort("192.168.1.2:7745"), Kind: underlay.KindHost}}
+			s.Relays, s.Home = []underlay.RelayStatus{at(relay, true)}, relay.ID()
+		})
+	}
+	eventually(t, "both know each other's relay", func() bool {
+		return len(a.knownTo(b).record.Relays) == 1 && len(b.knownTo(a).record.Relays) == 1
+	})
+	r, err := a.Ping(t.Context(), localapi.PingRequest{Target: "warehouse"})
+	if err != nil || r.Path != "relay relay-1" || r.PathKind != localapi.PathRelay || r.Relay != "relay-1" || r.Why == "" {
+		t.Fatalf("ping: %+v %v", r, err)
+	}
+	s, err := b.Status(t.Context())
+	if err != nil || len(s.Peers) != 1 || s.Peers[0].State != localapi.PeerConnected || s.Peers[0].Relay != "relay-1" || s.Peers[0].Why == "" {
+		t.Errorf("status: %+v %v", s.Peers, err)
+	}
+	// Without the coordinator, and after a restart, the relay is known.
+	b.end()
+	b.Node, b.end = runNode(t, b.dir, b.system)
+	eventually(t, "b is up again", func() bool {
+		s, err := b.Status(t.Context())
+		return err == nil && s.State == localapi.StateUp
+	})
+	b.under().finds(func(s *underlay.Status) { s.Relays, s.Home = []underlay.RelayStatus{at(relay, true)}, relay.ID() })
+	eventually(t, "b reaches a", func() bool {
+		r, err := b.Ping(t.Context(), localapi.PingRequest{Target: "planner"})
+		return err == nil && r.Relay == "relay-1"
+	})
+	// A node that avoids the relay's jurisdiction has no path left.
+	relay = statement(t, authority, 1, func(r *identity.RelayStatement) { r.Jurisdiction, r.Serial = "us", 2 })
+	b.take(b.member, []api.Event{{Type: api.EventRelays, Relays: [][]byte{relay.Raw()}}})
+	if _, err := b.Up(t.Context(), localapi.UpRequest{AvoidJurisdictions: []string{"us"}}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "b is gone for a", func() bool {
+		_, err := a.Ping(t.Context(), localapi.PingRequest{Target: "warehouse", Timeout: time.Second})
+		return err != nil
+	})
+}
