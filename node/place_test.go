@@ -659,7 +659,7 @@ func TestSessionOverRelay(t *testing.T) {
 	if err != nil || len(s.Peers) != 1 || s.Peers[0].State != localapi.PeerConnected || s.Peers[0].Relay != "relay-1" || s.Peers[0].Why == "" {
 		t.Errorf("status: %+v %v", s.Peers, err)
 	}
-	// Without the coordinator, and after a restart, the relay is known.
+	// And after a restart.
 	b.end()
 	b.Node, b.end = runNode(t, b.dir, b.system)
 	eventually(t, "b is up again", func() bool {
@@ -668,6 +668,8 @@ func TestSessionOverRelay(t *testing.T) {
 	})
 	b.under().finds(func(s *underlay.Status) { s.Relays, s.Home = []underlay.RelayStatus{at(relay, true)}, relay.ID() })
 	eventually(t, "b reaches a", func() bool {
+		// The coordinator, a relay itself, lists the network's as it knows them.
+		b.take(b.member, []api.Event{{Type: api.EventRelays, Relays: [][]byte{relay.Raw()}}})
 		r, err := b.Ping(t.Context(), localapi.PingRequest{Target: "planner"})
 		return err == nil && r.Relay == "relay-1"
 	})
