@@ -53,9 +53,14 @@ type core struct {
 	v6, v4    stack.NetworkEndpoint // v4 may be nil
 	closing   chan struct{}
 	closeOnce sync.Once
+
+	// flows are the goroutines that serve what others connect to; none begins after closing is closed.
+	flowMu sync.Mutex
+	flows  sync.WaitGroup
 }
 
-// newCore makes a stack without any address. segments is how long bursts may get, 0: there are none.
+// newCore makes a stack without any address. segments is how long bursts may get, 0: there are none. With IPv4 it is
+// nobody in particular, and no packet stays inside of it.
 func newCore(mtu, segments int, withV4 bool) (*core, error) {
 	if mtu == 0 {
 		mtu = DefaultMTU
@@ -73,7 +78,7 @@ func newCore(mtu, segments int, withV4 bool) (*core, error) {
 	if withV4 {
 		networks, transports = append(networks, ipv4.NewProtocol), append(transports, icmp.NewProtocol4)
 	}
-	c.stack = stack.New(stack.Options{NetworkProtocols: networks, TransportProtocols: transports, HandleLocal: true})
+	c.stack = stack.New(stack.Options{NetworkProtocols: networks, TransportProtocols: transports, HandleLocal: !withV4})
 	err := c.tune()
 	if err == nil {
 		l := &link{queue: c.queue, mtu: uint32(mtu)}
@@ -153,15 +158,49 @@ func (c *core) open() error {
 	}
 }
 
+// begin counts one more flow, unless the stack is being closed.
+func (c *core) begin() bool {
+	c.flowMu.Lock()
+	defer c.flowMu.Unlock()
+	if c.open() != nil {
+		return false
+	}
+	c.flows.Add(1)
+	return true
+}
+
 // Close ends every connection and listener, and returns when all goroutines of
 // the stack have ended. It may be called more than once; the error is always nil.
 func (c *core) Close() error {
 	c.closeOnce.Do(func() {
+		c.flowMu.Lock()
 		close(c.closing)
+		c.flowMu.Unlock()
+		c.abort()
 		c.queue.close()
 		c.stack.Destroy()
 	})
 	return nil
+}
+
+// abort resets connections until no flow is left. A handshake that is just beginning shows itself a moment later.
+func (c *core) abort() {
+	const again = 20 * time.Millisecond
+	ended := make(chan struct{})
+	go func() {
+		c.flows.Wait()
+		close(ended)
+	}()
+	for {
+		for _, e := range c.stack.RegisteredEndpoints() {
+			e.Abort()
+		}
+		select {
+		case <-ended:
+			return
+		case <-time.After(again):
+		}
+	}
 }
 
 // gather copies a packet that comes in pieces.

@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"gvisor.dev/gvisor/pkg/tcpip"
@@ -33,6 +34,11 @@ type socket struct {
 	readBy, writeBy       deadline
 	closed                chan struct{}
 	closeOnce             sync.Once
+
+	// moved is when something was read or written last, in nanoseconds since 1970; 0 where nobody wants to know.
+	moved  atomic.Int64
+	idleMu sync.Mutex // guards idle
+	idle   *time.Timer
 }
 
 func (s *socket) init(c *core, ep tcpip.Endpoint, wq *waiter.Queue) {
@@ -79,12 +85,46 @@ func (s *socket) fault(e tcpip.Error) error {
 	return stackError(e)
 }
 
+// watch closes the socket when nothing was read or written for that long.
+func (s *socket) watch(limit time.Duration) {
+	s.moved.Store(time.Now().UnixNano())
+	s.look(limit, limit)
+}
+
+// look looks again after some time.
+func (s *socket) look(after, limit time.Duration) {
+	s.idleMu.Lock()
+	defer s.idleMu.Unlock()
+	if s.may(&deadline{}) != nil {
+		return
+	}
+	s.idle = time.AfterFunc(after, func() {
+		if left := limit - time.Since(time.Unix(0, s.moved.Load())); left > 0 {
+			s.look(left, limit)
+		} else {
+			s.close()
+		}
+	})
+}
+
+// touch says that something moved.
+func (s *socket) touch() {
+	if s.moved.Load() != 0 {
+		s.moved.Store(time.Now().UnixNano())
+	}
+}
+
 // close reports whether it was open.
 func (s *socket) close() bool {
 	first := false
 	s.closeOnce.Do(func() {
 		first = true
 		close(s.closed)
+		s.idleMu.Lock()
+		if s.idle != nil {
+			s.idle.Stop()
+		}
+		s.idleMu.Unlock()
 		s.readBy.set(time.Time{})
 		s.writeBy.set(time.Time{})
 		s.ep.Close()
@@ -167,6 +207,7 @@ func (c *conn) Read(b []byte) (int, error) {
 		r, e := c.ep.Read(&c.into, tcpip.ReadOptions{})
 		switch e.(type) {
 		case nil:
+			c.touch()
 			c.ep.ModerateRecvBuf(r.Count)
 			return r.Count, nil
 		case *tcpip.ErrWouldBlock:
@@ -199,6 +240,7 @@ func (c *conn) Write(b []byte) (int, error) {
 		n += int(m)
 		switch e.(type) {
 		case nil:
+			c.touch()
 		case *tcpip.ErrWouldBlock:
 			if err := c.wait(c.writable, &c.writeBy); err != nil {
 				return n, c.failed("write", err)

@@ -108,6 +108,7 @@ func (c *packetConn) ReadFromUDPAddrPort(b []byte) (int, netip.AddrPort, error) 
 			r, e := c.ep.Read(w, tcpip.ReadOptions{NeedRemoteAddr: true})
 			switch e.(type) {
 			case nil:
+				c.touch()
 				signal(c.readable)
 				return r.Count, addrPort(r.RemoteAddr), nil
 			case *tcpip.ErrWouldBlock:
@@ -175,6 +176,7 @@ func (c *packetConn) send(b []byte, to netip.AddrPort, full *tcpip.FullAddress) 
 			_, e := c.ep.Write(d, o)
 			switch e.(type) {
 			case nil, *tcpip.ErrNoBufferSpace: // the latter is lost on the way out, as a kernel's full queue loses it
+				c.touch()
 				signal(c.writable)
 				return len(b), nil
 			case *tcpip.ErrWouldBlock:
