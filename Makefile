@@ -11,11 +11,12 @@ FUZZJOBS ?= 2
 BENCHTIME ?= 1s
 # How much "make integrity" moves: all links and both directions together.
 BYTES ?= 10G
+NODES ?= 100
 ROOT    := $(shell [ "$$(id -u)" = 0 ] && echo yes)
 
 export CGO_ENABLED = 0
 
-.PHONY: build demo test unit-test lab-test programs bench integrity lint format vet cross fuzz lab clean help
+.PHONY: build demo test unit-test lab-test programs bench integrity matrix idle lint format vet cross fuzz lab clean help
 
 ## build: the binary, ./pilot (the default); its version is the tag or the commit that git knows
 build:
@@ -40,7 +41,7 @@ unit-test:
 
 ifeq ($(ROOT),yes)
 lab-test: programs build
-	PILOT_BINARY=$(CURDIR)/pilot $(GO) test -count=1 -timeout 15m ./internal/lab/...
+	PILOT_BINARY=$(CURDIR)/pilot $(GO) test -count=1 -timeout 30m ./internal/lab/...
 else
 lab-test:
 	@[ "$$CI" != true ] || { echo "CI must run the lab, and the lab needs root" >&2; exit 1; }
@@ -58,6 +59,14 @@ bench: $(if $(ROOT),programs build)
 ## integrity: 10 GB through the tunnel over lossy links, hashed at both ends (root; BYTES=1G for less)
 integrity: programs build
 	PILOT_BINARY=$(CURDIR)/pilot PILOT_LAB_BYTES=$(BYTES) $(GO) test -count=1 -v -timeout 2h -run '^TestIntegrityOfBulkTransfers$$' ./internal/lab
+
+## matrix: sites behind each kind of NAT and firewall connect in pairs: how, and how fast (root)
+matrix: programs build
+	PILOT_BINARY=$(CURDIR)/pilot $(GO) test -count=1 -v -timeout 20m -run '^TestMatrix$$' ./internal/lab
+
+## idle: packets and processor time of NODES nodes that have nothing to say (root; takes six minutes)
+idle: programs build
+	PILOT_BINARY=$(CURDIR)/pilot PILOT_LAB_IDLE=$(NODES) $(GO) test -count=1 -v -timeout 30m -run '^TestIdle$$' ./internal/lab
 
 ## lint: the linters of .golangci.yml, in a fixed version
 lint: $(BIN)/golangci-lint-v2.15.0
