@@ -165,7 +165,14 @@ func TestAbuse24NothingLargeToAnUnprovedAddress(t *testing.T) {
 		time.Sleep(100 * time.Millisecond)
 		time.Sleep(time.Second)
 		victim := netip.MustParseAddrPort(addrC)
-		var sizes []int
+		var sizes []int // guarded by w.mu
+		take := func() []int {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			got := sizes
+			sizes = nil
+			return got
+		}
 		w.setWeather(func(from, to netip.AddrPort, d []byte) []time.Duration {
 			if to == victim {
 				sizes = append(sizes, len(d))
@@ -176,9 +183,10 @@ func TestAbuse24NothingLargeToAnUnprovedAddress(t *testing.T) {
 		for _, size := range []int{9, 15, 27, 200, 1400} {
 			body := append(binary.BigEndian.AppendUint64([]byte{messagePing}, 7), make([]byte, size-9)...)
 			record := must(s.noise.Seal(nil, noise.FlagControl, body))
-			sizes = nil
+			take()
 			w.arrive(victim, netip.MustParseAddrPort(addrA), record)
 			time.Sleep(50 * time.Millisecond)
+			sizes := take()
 			if len(sizes) == 0 || sizes[0] > len(record) {
 				t.Errorf("a ping of %d was answered with %v", len(record), sizes)
 			}
@@ -193,13 +201,13 @@ func TestAbuse24NothingLargeToAnUnprovedAddress(t *testing.T) {
 			time.Sleep(time.Second)
 		}
 		// Data that comes from there does not make data go there.
-		sizes = nil
+		take()
 		w.arrive(victim, netip.MustParseAddrPort(addrA), must(s.noise.Seal(nil, 0, udpPacket(b.addr, a.addr, 2, 1, "y"))))
 		for range 100 {
 			a.dev.Inject(udpPacket(a.addr, b.addr, 1, 2, string(make([]byte, 1000))))
 			time.Sleep(10 * time.Millisecond)
 		}
-		for _, n := range sizes {
+		for _, n := range take() {
 			if n > pongSize+noise.Overhead {
 				t.Errorf("%d bytes to an address without proof", n)
 			}

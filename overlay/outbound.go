@@ -195,7 +195,8 @@ func (b *outbound) complete(p []byte, h *tun.Header, info *packet.Info) iter.Seq
 // established reports whether a packet belongs to a TCP connection that is open already. While the peer does not answer
 // each of its retransmissions is answered with "no route": Linux then takes back the doubling of its timer (RFC 6069;
 // tcp_v6_err in net/ipv6/tcp_ipv6.c calls tcp_ld_RTO_revert for ICMPV6_NOROUTE, and for no other code), and so sends again
-// within a second after the peer is back, however long it was away. It never ends the connection (RFC 5461).
+// within a second after the peer is back, however long it was away. It does not end the
+// connection (RFC 5461), unless its program asked for errors with IPV6_RECVERR.
 func established(info *packet.Info) bool {
 	return info.Proto == packet.TCP && info.PortKnown && info.TCPFlags&packet.SYN == 0
 }

@@ -28,25 +28,21 @@ type end struct {
 	peer   *end
 	relays []uint32
 
-	mu       sync.Mutex // guards what follows
-	set      *paths.Set
-	epoch    time.Time
-	timer    *time.Timer
-	self     []netip.AddrPort
-	nat      paths.NAT
-	path     underlay.Path
-	changes  []underlay.Path
-	arrived  []time.Time // data
-	calls    int
-	fans     int
-	sprayed  int
-	pings    int
-	unproved map[netip.AddrPort]int // pings that did not go along the path in use
+	mu      *sync.Mutex // both ends' own: guards what follows
+	set     *paths.Set
+	epoch   time.Time
+	timer   *time.Timer
+	self    []netip.AddrPort
+	nat     paths.NAT
+	path    underlay.Path
+	changes []underlay.Path
+	arrived []time.Time // data
+	calls   int
 }
 
 func newEnd(t testing.TB, name string, h *simnet.Host, relays ...uint32) *end {
 	r := rand.New(rand.NewPCG(uint64(name[0]), 7))
-	e := &end{t: t, name: name, host: h, relays: relays, set: paths.New(r.Uint64), epoch: time.Now().Add(-time.Hour), unproved: make(map[netip.AddrPort]int)}
+	e := &end{t: t, name: name, host: h, relays: relays, mu: new(sync.Mutex), set: paths.New(r.Uint64), epoch: time.Now().Add(-time.Hour)}
 	if len(relays) > 0 {
 		h.Attach(relays...)
 	}
@@ -71,10 +67,6 @@ func (e *end) act() {
 	for _, a := range e.set.Act(now, nil) {
 		switch a.Kind {
 		case paths.Ping:
-			e.pings++
-			if !a.InUse {
-				e.unproved[a.Path.Remote]++
-			}
 			e.send(a.Path, binary.BigEndian.AppendUint64([]byte{'P'}, a.ID))
 		case paths.Use:
 			e.path = a.Path
@@ -84,7 +76,6 @@ func (e *end) act() {
 		case paths.Call:
 			e.calls++
 		case paths.Fan:
-			e.fans++
 			fan, err := e.host.Fan(a.Path.Remote, a.N)
 			if err != nil {
 				e.t.Error(err)
@@ -128,9 +119,6 @@ func (e *end) handle(d []byte, p underlay.Path) {
 		e.set.Told(now)
 	case 'U':
 		e.set.Punch(now, netip.AddrFrom16([16]byte(d[1:])))
-		if e.set.Punching() {
-			e.sprayed++
-		}
 	}
 	e.act()
 }
@@ -175,7 +163,7 @@ func talk(a, b *end, d time.Duration) {
 
 // session begins a session over a path that the handshake took, and returns a function that ends both.
 func session(a, b *end, from, to underlay.Path) func() {
-	a.peer, b.peer = b, a
+	a.peer, b.peer, b.mu = b, a, a.mu
 	a.self, a.nat = a.host.Observe()
 	b.self, b.nat = b.host.Observe()
 	stop := make(chan struct{})

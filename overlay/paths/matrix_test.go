@@ -38,14 +38,15 @@ func TestMatrix(t *testing.T) {
 						if gap := e.longestGap(start); gap > 200*time.Millisecond {
 							t.Errorf("%s heard nothing for %v", e.name, gap)
 						}
+						e.mu.Lock()
 						if len(e.changes) > 4 {
 							t.Errorf("%s went to and fro: %v", e.name, e.changes)
 						}
 						if why := e.set.Why(e.now()); direct != (why == "") {
 							t.Errorf("%s: %q", e.name, why)
 						}
+						e.mu.Unlock()
 					}
-					t.Logf("%v %v; pings %d %d, fans %d %d, sprayed %d %d", a.inUse(), b.inUse(), a.pings, b.pings, a.fans, b.fans, a.sprayed, b.sprayed)
 					time.Sleep(10 * time.Second)
 					if n := a.host.Sockets() + b.host.Sockets(); n > 1 {
 						t.Errorf("%d sockets are open", n)

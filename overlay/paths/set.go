@@ -437,7 +437,7 @@ func (s *Set) answered(w *way, now time.Duration, p underlay.Path, rtt time.Dura
 			}
 		}
 		if w.hold != 0 {
-			w.next = now + min(pingEvery*time.Duration(1+w.hold/maxHold*9), w.hold)
+			w.next = now + max(pingEvery, w.hold/10)
 		}
 	}
 	s.choose(now)
