@@ -195,7 +195,7 @@ func (n *Node) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	server := localapi.NewServer(localapi.ServerOptions{
-		Daemon: n, Trust: n, Caller: n.opts.Caller, Metrics: n.metrics(), Log: n.log,
+		Daemon: n, Trust: n, Checker: n, Caller: n.opts.Caller, Metrics: n.metrics(), Log: n.log,
 	})
 	group.Go(func() error { return server.Serve(ctx, listener) })
 	group.Go(func() error {

@@ -72,8 +72,9 @@ type host struct {
 func (h host) Configure(i platform.Interface) error { return platform.ConfigureInterface(i) }
 func (h host) OpenUnderlay() (Underlay, error) {
 	direct := &net.Dialer{Timeout: dialLimit, KeepAlive: -1} // connections to relays have their own signs of life
+	way := proxy.New(proxy.Options{Dial: direct.DialContext})
 	u, err := underlay.New(underlay.Options{
-		Port: port, Dial: proxy.New(proxy.Options{Dial: direct.DialContext}).DialContext, Gateway: platform.Gateway, Log: h.log,
+		Port: port, Dial: way.DialContext, Proxy: way.Proxy, Gateway: platform.Gateway, Log: h.log,
 	})
 	if err != nil {
 		return nil, err // and not a nil *underlay.Underlay in an interface

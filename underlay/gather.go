@@ -162,7 +162,9 @@ func (u *Underlay) classify(ctx context.Context, s *State, fam *family) {
 	var group sync.WaitGroup
 	var second *stun.Reply
 	var tried, came bool
-	if near.Other.IsValid() && near.Other.Addr() == near.Server.Addr() {
+	if near.Other.IsValid() {
+		// Its address may be one behind a translator of its own: the port is what counts.
+		other := netip.AddrPortFrom(near.Server.Addr(), near.Other.Port())
 		// The filter first: a question to the other port would open it.
 		tried = true
 		wait, cancel := context.WithTimeout(ctx, filterLimit)
@@ -172,13 +174,15 @@ func (u *Underlay) classify(ctx context.Context, s *State, fam *family) {
 		group.Go(func() {
 			ctx, cancel := context.WithTimeout(ctx, askLimit)
 			defer cancel()
-			if r, err := u.stun.Ask(ctx, near.Other); err == nil {
+			if r, err := u.stun.Ask(ctx, other); err == nil {
 				second = &r
 			}
 		})
 	}
 	group.Wait()
-	if second != nil {
+	if second == nil && !came {
+		tried = false // that port is not reachable for anybody
+	} else if second != nil {
 		fam.answers = append(fam.answers, *second)
 	}
 	var own []netip.AddrPort

@@ -133,6 +133,20 @@ func (d *fakeDaemon) Status(context.Context) (localapi.Status, error) {
 	}, nil
 }
 
+func (d *fakeDaemon) Netcheck(context.Context) (localapi.Netcheck, error) {
+	seen := netip.MustParseAddrPort("203.0.113.7:7745")
+	return localapi.Netcheck{
+		At: time.Now(), Code: "easy-nat", Verdict: d.text("Addresses are translated in the easy way."),
+		IPv4: localapi.NetcheckFamily{Hosts: []netip.Addr{netip.MustParseAddr("192.168.7.2"), netip.MustParseAddr("10.0.0.2")}, UDP: "yes", Reflexive: seen},
+		IPv6: localapi.NetcheckFamily{UDP: d.text("unknown")}, NAT: localapi.NAT{Mapping: d.text("endpoint-independent"), Filtering: "address-dependent"},
+		Hairpin: d.text("no"), Mapping: &localapi.NetcheckMapped{Protocol: d.text("pcp"), External: netip.MustParseAddrPort("203.0.113.7:40000")},
+		Relays: []localapi.NetcheckRelay{
+			{Name: d.text("eu-1"), Region: d.text("eu"), Home: true, UDP: 12.5, TLS: 40}, {Name: "us-1", Error: d.text("connection refused")},
+		},
+		Proxy: d.text("proxy.example:3128"), Captive: true,
+	}, nil
+}
+
 func (d *fakeDaemon) Ping(_ context.Context, r localapi.PingRequest) (localapi.PingResult, error) {
 	if err := d.trouble(r.Target); err != nil {
 		return localapi.PingResult{}, err
@@ -208,7 +222,7 @@ func (d *fakeDaemon) serve(ctx context.Context, socket string) error {
 	}
 	ctx, d.stop = context.WithCancel(ctx)
 	defer d.stop()
-	s := localapi.NewServer(localapi.ServerOptions{Daemon: d, Trust: d, Caller: func(net.Conn) error { return nil }, Log: slog.New(slog.DiscardHandler)})
+	s := localapi.NewServer(localapi.ServerOptions{Daemon: d, Trust: d, Checker: d, Caller: func(net.Conn) error { return nil }, Log: slog.New(slog.DiscardHandler)})
 	return s.Serve(ctx, l)
 }
 

@@ -86,7 +86,7 @@ func (p *program) app() *cli.App {
 
 func (p *program) commands() []*cli.Command {
 	all := []*cli.Command{
-		p.upCommand(), p.downCommand(), p.statusCommand(), p.pingCommand(), p.agentsCommand(), p.whoisCommand(),
+		p.upCommand(), p.downCommand(), p.statusCommand(), p.pingCommand(), p.netcheckCommand(), p.agentsCommand(), p.whoisCommand(),
 		p.inviteCommand(), p.trustCommand(), p.coordinatorCommand(), p.relayCommand(), p.daemonCommand(), p.dnsSettingsCommand(),
 		p.versionCommand(), p.completionCommand(), p.helpCommand(),
 	}

@@ -4,15 +4,18 @@ package relayserver
 
 import (
 	"bytes"
+	"context"
 	"crypto/rand"
 	"encoding/binary"
 	"net/netip"
+	"runtime"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/pilot-protocol/pilot/identity"
 	"github.com/pilot-protocol/pilot/underlay/relay"
+	"github.com/pilot-protocol/pilot/underlay/stun"
 )
 
 // lockedBuffer is a buffer that many may write to.
@@ -66,7 +69,7 @@ func TestSTUN(t *testing.T) {
 	for _, from := range []string{"192.0.2.1:4242", "[2001:db8::9]:65535"} {
 		at := netip.MustParseAddrPort(from)
 		request := stunRequestOf(64)
-		answer := answerSTUN(nil, request, at)
+		answer := answerSTUN(nil, request, at, netip.AddrPort{})
 		want := 32
 		if at.Addr().Is6() {
 			want = 44
@@ -89,9 +92,60 @@ func TestSTUN(t *testing.T) {
 		"too short to answer": stunRequestOf(28), "cut": long[:30], "an indication": append([]byte{0, 0x11}, long[2:]...),
 		"no magic": append(append(bytes.Clone(long[:4]), 0, 0, 0, 0), long[8:]...), "a length that lies": append(append([]byte{0, 1, 0, 4}, long[4:]...), 0),
 	} {
-		if answerSTUN(nil, d, at) != nil {
+		if answerSTUN(nil, d, at, netip.AddrPort{}) != nil {
 			t.Errorf("%s: answered", name)
 		}
+	}
+}
+
+// TestSecondPort asks a running relay with the nodes' own client.
+func TestSecondPort(t *testing.T) {
+	p := newPlace(t, nil)
+	conn := stranger(t)
+	c := stun.NewClient(func(to netip.AddrPort, d []byte) error {
+		_, err := conn.WriteToUDPAddrPort(d, to)
+		return err
+	})
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for buf := make([]byte, 2048); ; {
+			n, from, err := conn.ReadFromUDPAddrPort(buf)
+			if err != nil {
+				return
+			}
+			c.Accept(buf[:n], netip.AddrPortFrom(from.Addr().Unmap(), from.Port()))
+		}
+	}()
+	defer func() { conn.Close(); <-done }()
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	at := netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), p.UDPPort())
+	first, err := c.Ask(ctx, at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !first.Other.IsValid() {
+		if runtime.GOOS == "linux" {
+			t.Fatalf("no second port: %+v", first)
+		}
+		t.Skip("this system does not tell the address that was asked")
+	}
+	if other, err := c.AskOtherPort(ctx, at); err != nil || other.From != first.Other {
+		t.Errorf("%+v, %v", other, err)
+	}
+	if second, err := c.Ask(ctx, first.Other); err != nil || second.Mapped != first.Mapped || second.Other != at {
+		t.Errorf("%+v, %v", second, err)
+	}
+	// It is for STUN alone.
+	if _, err := conn.WriteToUDPAddrPort(append([]byte{relay.TypeControl}, make([]byte, relay.ControlSize-1)...), first.Other); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Ask(ctx, first.Other); err != nil {
+		t.Error(err)
+	}
+	if n := p.counts.unknown.Load(); n != 1 {
+		t.Errorf("%d unknown datagrams", n)
 	}
 }
 
@@ -103,8 +157,12 @@ func FuzzSTUN(f *testing.F) {
 		if v4 {
 			at = netip.MustParseAddrPort("192.0.2.1:1")
 		}
-		if a := answerSTUN(nil, d, at); len(a) > len(d) {
-			t.Errorf("%d bytes for %d", len(a), len(d))
+		for _, other := range []netip.AddrPort{{}, netip.MustParseAddrPort("192.0.2.9:2"), netip.MustParseAddrPort("[2001:db8::9]:2")} {
+			if a := answerSTUN(nil, d, at, other); len(a) > len(d) {
+				t.Errorf("%d bytes for %d", len(a), len(d))
+			} else if len(a) > 0 {
+				changesPort(d)
+			}
 		}
 	})
 }

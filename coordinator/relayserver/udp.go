@@ -87,11 +87,14 @@ type udp struct {
 	once  sync.Once
 	v4    *socket // for what leaves; either may be nil, not both
 	v6    *socket
+	other *udp // the second port, that only answers STUN; and the other way round; nil: there is none
 }
 
 // loop takes datagrams from one socket and sends them on, one batch after another.
 type loop struct {
 	server *Server
+	udp    *udp // the one of its socket
+	probe  bool // it only answers STUN
 	socket *socket
 	in     [batch]message
 	out    burst
@@ -116,19 +119,32 @@ func openUDP(s *Server, host string, ports []uint16) (*udp, error) {
 			failures = errors.Join(failures, err)
 			continue
 		}
-		for _, sock := range []*socket{u.v4, u.v6} {
-			if sock == nil {
-				continue
+		u.serve(s, u, false)
+		// A second port lets clients find out how their translators and filters behave. The relay works without it.
+		for _, second := range []uint16{u.port + 1, 0} {
+			if more, err := openPort(host, second); err == nil {
+				u.other, more.other = more, u
+				more.serve(s, u, true)
+				break
 			}
-			l := &loop{server: s, socket: sock}
-			for i := range l.in {
-				l.in[i].data = make([]byte, 0, messageSize)
-			}
-			u.loops = append(u.loops, l)
 		}
 		return u, nil
 	}
 	return nil, failures
+}
+
+// serve makes loops for the sockets of u, and gives them to the relay's port.
+func (u *udp) serve(s *Server, main *udp, probe bool) {
+	for _, sock := range []*socket{u.v4, u.v6} {
+		if sock == nil {
+			continue
+		}
+		l := &loop{server: s, socket: sock, udp: u, probe: probe}
+		for i := range l.in {
+			l.in[i].data = make([]byte, 0, messageSize)
+		}
+		main.loops = append(main.loops, l)
+	}
 }
 
 // openPort opens a port for both families, or for the one that the host or the address has.
@@ -177,12 +193,19 @@ func (u *udp) close() {
 		return
 	}
 	u.once.Do(func() {
-		for _, s := range []*socket{u.v4, u.v6} {
-			if s != nil {
-				_ = s.close() // there is nothing left that could be lost
-			}
+		u.closeSockets()
+		if u.other != nil {
+			u.other.closeSockets()
 		}
 	})
+}
+
+func (u *udp) closeSockets() {
+	for _, s := range []*socket{u.v4, u.v6} {
+		if s != nil {
+			_ = s.close() // there is nothing left that could be lost
+		}
+	}
 }
 
 // send sends a burst and empties it. What can't be sent is lost, as it would be on any way.
@@ -236,7 +259,7 @@ func (l *loop) take(m *message, now time.Time) {
 	for d := m.data; len(d) > 0; {
 		n := min(m.size, len(d))
 		first := d[:n:n]
-		if first[0] != relay.TypeData {
+		if first[0] != relay.TypeData || l.probe {
 			l.other(m, first, now)
 			d = d[n:]
 			continue
@@ -325,26 +348,43 @@ func (l *loop) lookup(d []byte) bool {
 // other deals with what is no data.
 func (l *loop) other(m *message, d []byte, now time.Time) {
 	switch {
-	case d[0] == relay.TypeControl:
+	case d[0] == relay.TypeControl && !l.probe:
 		l.control(m, d, now)
 	case isSTUN(d):
-		if l.answer = answerSTUN(l.answer[:0], d, m.remote); len(l.answer) > 0 {
-			l.server.counts.stun.Add(1)
-			l.reply(m, d)
-		}
+		l.stun(m, d)
 	default:
 		l.server.counts.unknown.Add(1)
 	}
 }
 
+// stun answers a binding request, from the other port if it wants that and there is one.
+func (l *loop) stun(m *message, d []byte) {
+	var second netip.AddrPort
+	from := l.udp
+	if other := l.udp.other; other != nil && m.local.IsValid() {
+		second = netip.AddrPortFrom(m.local, other.port)
+	}
+	if changesPort(d) {
+		if from = l.udp.other; from == nil {
+			return
+		}
+	}
+	if l.answer = answerSTUN(l.answer[:0], d, m.remote, second); len(l.answer) > 0 {
+		l.server.counts.stun.Add(1)
+		l.replyFrom(from, m, d)
+	}
+}
+
 // reply sends l.answer to where a question came from. It is never longer.
-func (l *loop) reply(m *message, question []byte) {
+func (l *loop) reply(m *message, question []byte) { l.replyFrom(l.udp, m, question) }
+
+func (l *loop) replyFrom(u *udp, m *message, question []byte) {
 	if len(l.answer) > len(question) {
 		return
 	}
 	l.asker = endpoint{remote: m.remote, local: m.local}
 	l.small.add(&l.asker, l.answer, len(l.answer), 0)
-	l.server.udp.send(&l.small)
+	u.send(&l.small)
 }
 
 // control deals with a bind. Everything else is not for a relay.

@@ -35,10 +35,11 @@ type TrustLister interface {
 // Caller decides by a connection who is calling. It returns an *Error to refuse.
 type Caller func(net.Conn) error
 
-// ServerOptions are what a Server needs. Daemon, Trust, Caller and Log are required.
+// ServerOptions are what a Server needs. Daemon, Trust, Checker, Caller and Log are required.
 type ServerOptions struct {
 	Daemon  Daemon
 	Trust   TrustLister
+	Checker Checker
 	Caller  Caller
 	Metrics http.Handler // optional
 	Log     *slog.Logger
@@ -65,6 +66,7 @@ func NewServer(opts ServerOptions) *Server {
 	s.mux.Handle("GET /v1/whois", answer(func(r *http.Request) (any, error) {
 		return d.WhoIs(r.Context(), r.URL.Query().Get("q"))
 	}))
+	s.mux.Handle("POST /v1/netcheck", answer(func(r *http.Request) (any, error) { return opts.Checker.Netcheck(r.Context()) }))
 	if opts.Metrics != nil {
 		s.mux.Handle("GET /metrics", opts.Metrics)
 	}

@@ -51,6 +51,10 @@ func (d *daemon) TrustList(context.Context) (TrustList, error) {
 	return TrustList{Entries: []TrustEntry{{Name: "x"}}}, d.note("trust list")
 }
 
+func (d *daemon) Netcheck(context.Context) (Netcheck, error) {
+	return Netcheck{Code: "open"}, d.note("netcheck")
+}
+
 // serve runs a server on a Unix socket until the test ends.
 func serve(t *testing.T, d *daemon, caller Caller) (socket string) {
 	t.Helper()
@@ -59,7 +63,7 @@ func serve(t *testing.T, d *daemon, caller Caller) (socket string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := NewServer(ServerOptions{Daemon: d, Trust: d, Caller: caller, Log: slog.New(slog.DiscardHandler)})
+	s := NewServer(ServerOptions{Daemon: d, Trust: d, Checker: d, Caller: caller, Log: slog.New(slog.DiscardHandler)})
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- s.Serve(ctx, l) }()
@@ -247,7 +251,7 @@ func FuzzRequest(f *testing.F) {
 	f.Add("ping", []byte(`{"target":"x","timeout":1}`))
 	f.Fuzz(func(t *testing.T, call string, body []byte) {
 		d := &daemon{}
-		s := NewServer(ServerOptions{Daemon: d, Trust: d, Caller: anybody, Log: slog.New(slog.DiscardHandler)})
+		s := NewServer(ServerOptions{Daemon: d, Trust: d, Checker: d, Caller: anybody, Log: slog.New(slog.DiscardHandler)})
 		a, b := net.Pipe()
 		defer a.Close()
 		defer b.Close()

@@ -9,6 +9,7 @@
 //	POST   /v1/up              UpRequest      → UpResult      returns when the network is usable
 //	POST   /v1/down                           → DownResult    the daemon ends afterwards
 //	POST   /v1/ping            PingRequest    → PingResult    one echo
+//	POST   /v1/netcheck                       → Netcheck      takes some seconds
 //	POST   /v1/invites         InviteRequest  → InviteResult
 //	GET    /v1/agents                         → AgentList
 //	GET    /v1/trust                          → TrustList
