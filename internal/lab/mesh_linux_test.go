@@ -76,7 +76,7 @@ func (m *mesh) relay(name string) {
 	m.revive()
 }
 
-// revive starts the relays that don't run, and waits until an agent knows them.
+// revive starts the relays that don't run. Agents learn of them from the coordinator.
 func (m *mesh) revive() {
 	m.t.Helper()
 	for _, r := range m.relays {
