@@ -8,19 +8,6 @@ import (
 	"testing"
 )
 
-// burstOf makes datagrams that differ from one another.
-func burstOf(p Path, count, size, last int) *Burst {
-	b := &Burst{Path: p, Size: size}
-	for i := range count {
-		n := size
-		if i == count-1 {
-			n = last
-		}
-		b.Data = append(b.Data, bytes.Repeat([]byte{byte(i + 1)}, n)...)
-	}
-	return b
-}
-
 // receiveAll reads datagrams until there are count of them.
 func receiveAll(t *testing.T, u *Underlay, v6 bool, count int) (got [][]byte, classes map[uint8]bool) {
 	t.Helper()

@@ -3,6 +3,7 @@
 package underlay
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"net"
@@ -249,4 +250,17 @@ func TestTooBig(t *testing.T) {
 			t.Errorf("%s: %v", host, err)
 		}
 	}
+}
+
+// burstOf makes datagrams that differ from one another.
+func burstOf(p Path, count, size, last int) *Burst {
+	b := &Burst{Path: p, Size: size}
+	for i := range count {
+		n := size
+		if i == count-1 {
+			n = last
+		}
+		b.Data = append(b.Data, bytes.Repeat([]byte{byte(i + 1)}, n)...)
+	}
+	return b
 }

@@ -35,7 +35,7 @@ func converse(ctx context.Context, conn net.Conn, u *url.URL, addr string, c *cr
 	}
 	limited := &io.LimitedReader{R: conn, N: maxAnswer}
 	r := bufio.NewReader(limited)
-	resp, err := http.ReadResponse(r, &http.Request{Method: http.MethodConnect})
+	resp, err := http.ReadResponse(r, &http.Request{Method: http.MethodConnect}) //nolint:bodyclose // what follows is the tunnel, and ends with the connection
 	if err != nil {
 		return nil, reason(ctx, fmt.Errorf("read the proxy's answer: %w", err))
 	}

@@ -136,7 +136,7 @@ func search(ctx context.Context, local netip.Addr) ([]*url.URL, error) {
 	const patience = 1500 * time.Millisecond
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	answers, err := ssdp.RawSearch(ctx, c, searchTarget, 2)
+	answers, err := ssdp.RawSearch(ctx, c, searchTarget, 2) //nolint:bodyclose // datagrams: there is no connection to give back
 	if err != nil {
 		return nil, err
 	}
