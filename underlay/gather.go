@@ -98,7 +98,7 @@ func (u *Underlay) gather(ctx context.Context) {
 
 // survey asks all relays. It tells each relay's round trip as it is known (0: no answer), and when no more is to come.
 func (u *Underlay) survey(ctx context.Context, s *State, measured func(uint32, time.Duration), settled func()) *findings {
-	targets := u.targets(ctx, s.Relays)
+	targets := u.targets(ctx, s)
 	var f findings
 	var mu sync.Mutex
 	rtts := map[uint32]time.Duration{}
@@ -197,15 +197,22 @@ func (u *Underlay) classify(ctx context.Context, s *State, fam *family) {
 	fam.filtering = stun.Filtering(tried, came, fam.mapping)
 }
 
-// targets resolves the relays' names: one address of each family and relay.
-func (u *Underlay) targets(ctx context.Context, relays []identity.RelayStatement) (list []target) {
+// targets resolves the relays' names: one address of each relay and family that this host has an address of.
+func (u *Underlay) targets(ctx context.Context, s *State) (list []target) {
+	has4, has6 := u.v4 != nil, u.v6 != nil
+	if len(s.Hosts) > 0 {
+		is4 := func(a netip.Addr) bool { return a.Unmap().Is4() }
+		has4 = has4 && slices.ContainsFunc(s.Hosts, is4)
+		has6 = has6 && slices.ContainsFunc(s.Hosts, func(a netip.Addr) bool { return !is4(a) })
+	}
+	relays := s.Relays
 	ctx, cancel := context.WithTimeout(ctx, resolveLimit)
 	defer cancel()
 	found := make([][]target, min(len(relays), maxRelays))
 	var group sync.WaitGroup
 	for i := range found {
 		if relays[i].UDP != 0 {
-			group.Go(func() { found[i] = u.targetsOf(ctx, &relays[i]) })
+			group.Go(func() { found[i] = u.targetsOf(ctx, &relays[i], has4, has6) })
 		}
 	}
 	group.Wait()
@@ -215,16 +222,15 @@ func (u *Underlay) targets(ctx context.Context, relays []identity.RelayStatement
 	return list
 }
 
-func (u *Underlay) targetsOf(ctx context.Context, st *identity.RelayStatement) (list []target) {
-	var have4, have6 bool
+func (u *Underlay) targetsOf(ctx context.Context, st *identity.RelayStatement, want4, want6 bool) (list []target) {
 	add := func(a netip.Addr) {
 		a = a.Unmap()
-		have, s := &have6, u.v6
+		want := &want6
 		if a.Is4() {
-			have, s = &have4, u.v4
+			want = &want4
 		}
-		if !*have && s != nil {
-			*have = true
+		if *want {
+			*want = false
 			list = append(list, target{st.ID(), netip.AddrPortFrom(a, st.UDP)})
 		}
 	}

@@ -84,7 +84,7 @@ const (
 // Netcheck finds out anew what the network is like. It takes some seconds, and fails only if ctx ends.
 func (u *Underlay) Netcheck(ctx context.Context) (Report, error) {
 	s := u.state.Load()
-	r := Report{At: time.Now(), Home: u.relays.homeID(), Relays: make([]RelayReport, min(len(s.Relays), maxRelays))}
+	r := Report{At: time.Now(), Relays: make([]RelayReport, min(len(s.Relays), maxRelays))}
 	for _, a := range s.Hosts {
 		f := &r.IPv6
 		if a.Unmap().Is4() {
@@ -117,6 +117,7 @@ func (u *Underlay) Netcheck(ctx context.Context) (Report, error) {
 	u.found.Store(found)
 	u.publish()
 	r.take(found, u.mapping(), udp)
+	r.Home = u.relays.homeID()
 	if u.proxy != nil && len(s.Relays) > 0 {
 		r.Proxy = u.proxy(s.Relays[0].Addresses[0])
 	}

@@ -79,7 +79,7 @@ func TestNetcheckSeesAPortal(t *testing.T) {
 		}
 	}()
 	real, other := a.relay("real"), a.relay("other")
-	real.deaf = true
+	real.set(func() { real.deaf = true })
 	for name, to := range map[string]string{"a page": portal.Addr().String(), "another key": other.tcp.Addr().String()} {
 		x := a.peer(func(ctx context.Context, network, _ string) (net.Conn, error) {
 			return (&net.Dialer{}).DialContext(ctx, network, to)

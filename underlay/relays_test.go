@@ -109,7 +109,7 @@ func TestDatagramsOverARelay(t *testing.T) {
 		t.Run(transport, func(t *testing.T) {
 			a := newAuthority(t)
 			r := a.relay("eu-1")
-			r.deaf = transport == relay.TransportTLS
+			r.set(func() { r.deaf = transport == relay.TransportTLS })
 			x, y := a.peer(nil, r), a.peer(nil, r)
 			x.wait("x", connectedBy(transport))
 			y.wait("y", connectedBy(transport))
@@ -170,11 +170,16 @@ func TestWhatARelaySeesIsAnEndpoint(t *testing.T) {
 func TestHomeIsTheNearestAndMovesWhenItDies(t *testing.T) {
 	a := newAuthority(t)
 	near, far, farther := a.relay("near"), a.relay("far"), a.relay("farther")
-	far.delay, farther.delay = 100*time.Millisecond, 250*time.Millisecond
+	far.set(func() { far.delay = 100 * time.Millisecond })
+	farther.set(func() { farther.delay = 250 * time.Millisecond })
 	x := a.peer(nil, farther, far, near)
 	x.wait("the nearest", func(s Status) bool { return s.Home == near.statement.ID() && connectedBy(relay.TransportUDP)(s) })
-	if n := far.accepted + farther.accepted; n != 0 {
-		t.Errorf("%d connections to others", n)
+	for _, r := range []*fakeRelay{far, farther} {
+		r.set(func() {
+			if r.accepted != 0 {
+				t.Errorf("%d connections to %s", r.accepted, r.statement.Name)
+			}
+		})
 	}
 	began := time.Now()
 	near.close()
@@ -187,7 +192,7 @@ func TestHomeIsTheNearestAndMovesWhenItDies(t *testing.T) {
 func TestRelayIsConnectedOnDemand(t *testing.T) {
 	a := newAuthority(t)
 	near, far := a.relay("near"), a.relay("far")
-	far.delay = 100 * time.Millisecond
+	far.set(func() { far.delay = 100 * time.Millisecond })
 	x, y := a.peer(nil, near, far), a.peer(nil, far)
 	x.wait("x", connectedBy(relay.TransportUDP))
 	y.wait("y", connectedBy(relay.TransportUDP))
@@ -226,7 +231,6 @@ func TestRelayThatIsNoLongerKnownIsLeft(t *testing.T) {
 	s.Relays = a.member(two).Relays
 	x.Set(s)
 	x.wait("two", func(s Status) bool { return s.Home == two.statement.ID() && connectedBy(relay.TransportUDP)(s) })
-	one.set(func() {})
 	for end := time.Now().Add(patience); ; time.Sleep(5 * time.Millisecond) {
 		left := 0
 		one.set(func() { left = len(one.clients) })
@@ -244,7 +248,9 @@ func TestRelayThatIsNoLongerKnownIsLeft(t *testing.T) {
 func TestWithoutUDPTheNearestIsFoundByConnecting(t *testing.T) {
 	a := newAuthority(t)
 	far, near := a.relay("far"), a.relay("near")
-	far.deaf, near.deaf = true, true
+	for _, r := range []*fakeRelay{far, near} {
+		r.set(func() { r.deaf = true })
+	}
 	slow := func(ctx context.Context, network, addr string) (net.Conn, error) {
 		c, err := (&net.Dialer{}).DialContext(ctx, network, addr)
 		if err == nil && addr == far.tcp.Addr().String() {
