@@ -3,6 +3,9 @@
 
 GO      ?= go
 LINTER  := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
+# nfpm 2.46 and later need modules that the public module proxy does not serve.
+NFPM    := github.com/goreleaser/nfpm/v2/cmd/nfpm@v2.45.2
+SBOM    := github.com/CycloneDX/cyclonedx-gomod/cmd/cyclonedx-gomod@v1.10.0
 SYSTEMS := linux/amd64 linux/arm64 darwin/amd64 darwin/arm64 windows/amd64 windows/arm64
 BIN     := $(CURDIR)/.bin
 # Each fuzz target runs this long; this many run at once.
@@ -16,7 +19,9 @@ ROOT    := $(shell [ "$$(id -u)" = 0 ] && echo yes)
 
 export CGO_ENABLED = 0
 
-.PHONY: build demo test unit-test lab-test programs bench integrity matrix idle lint format vet cross fuzz lab clean help
+PACKAGING = $(GO) run ./packaging -nfpm $(BIN)/nfpm-v2.45.2 -sbom $(BIN)/cyclonedx-gomod-v1.10.0
+
+.PHONY: build demo test unit-test lab-test programs bench integrity matrix idle packages packages-test reproducible lint format vet cross fuzz lab clean help
 
 ## build: the binary, ./pilot (the default); its version is the tag or the commit that git knows
 build:
@@ -104,6 +109,34 @@ fuzz:
 	echo "$$(wc -l < "$$list") fuzz targets, $(FUZZTIME) each"; \
 	[ -s "$$list" ] || exit 1; \
 	xargs -P $(FUZZJOBS) -L 1 sh -c 'out=$$($(GO) test -run "^$$" -fuzz "^$$1\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 20x -parallel 1 "$$0" 2>&1) && echo "ok   $$0 $$1" && exit; case $$out in *"Failing input"*|*panic*|*hung*) ;; *"context deadline exceeded"*) echo "ok   $$0 $$1 (the time ended within a run)"; exit ;; esac; echo "FAIL $$0 $$1"; echo "$$out"; exit 255' < "$$list"
+
+## packages: all that a release consists of, in dist: .deb, .rpm, .apk, archives, SBOMs, SHA256SUMS
+packages: $(BIN)/nfpm-v2.45.2 $(BIN)/cyclonedx-gomod-v1.10.0
+	$(PACKAGING) -out dist
+
+# Another folder, umask and time zone: what differs between two machines.
+## reproducible: make the packages again, from a clone elsewhere, and compare
+reproducible: packages
+	@set -e; clone=$$(mktemp -d); trap 'rm -rf "$$clone"' EXIT; \
+	umask 077; git clone -q . "$$clone/elsewhere"; cd "$$clone/elsewhere"; \
+	TZ=Pacific/Auckland $(PACKAGING) -out "$$clone/out" >/dev/null; \
+	diff $(CURDIR)/dist/SHA256SUMS "$$clone/out/SHA256SUMS"; echo "the same, twice"
+
+## packages-test: install, upgrade, reboot, remove and purge the .deb in a booted Debian; the same for the .rpm without systemd (root)
+packages-test: $(BIN)/nfpm-v2.45.2 $(BIN)/cyclonedx-gomod-v1.10.0
+	$(PACKAGING) -systems linux/amd64 -version v1.0.0 -out dist/test/1
+	$(PACKAGING) -systems linux/amd64 -version v1.0.1 -out dist/test/2
+	packaging/test dist/test/1 dist/test/2
+
+$(BIN)/nfpm-v2.45.2:
+	@mkdir -p $(BIN)
+	GOBIN=$(BIN) $(GO) install $(NFPM)
+	@mv $(BIN)/nfpm $@
+
+$(BIN)/cyclonedx-gomod-v1.10.0:
+	@mkdir -p $(BIN)
+	GOBIN=$(BIN) $(GO) install $(SBOM)
+	@mv $(BIN)/cyclonedx-gomod $@
 
 ## clean: remove what was built
 clean:
