@@ -20,6 +20,8 @@ ROOT    := $(shell [ "$$(id -u)" = 0 ] && echo yes)
 export CGO_ENABLED = 0
 
 PACKAGING = $(GO) run ./packaging -nfpm $(BIN)/nfpm-v2.45.2 -sbom $(BIN)/cyclonedx-gomod-v1.10.0
+# What "make packages" and "make reproducible" build for.
+PACKAGE_SYSTEMS ?= linux/amd64,linux/arm64,darwin/amd64,darwin/arm64,windows/amd64,windows/arm64
 
 .PHONY: build demo test unit-test lab-test programs bench integrity matrix idle packages packages-test reproducible lint format vet cross fuzz lab clean help
 
@@ -112,14 +114,14 @@ fuzz:
 
 ## packages: all that a release consists of, in dist: .deb, .rpm, .apk, archives, SBOMs, SHA256SUMS
 packages: $(BIN)/nfpm-v2.45.2 $(BIN)/cyclonedx-gomod-v1.10.0
-	$(PACKAGING) -out dist
+	$(PACKAGING) -systems $(PACKAGE_SYSTEMS) -out dist
 
 # Another folder, umask and time zone: what differs between two machines.
-## reproducible: make the packages again, from a clone elsewhere, and compare
+## reproducible: make the packages again, from a clone elsewhere, and compare (PACKAGE_SYSTEMS=linux/amd64 for less)
 reproducible: packages
 	@set -e; clone=$$(mktemp -d); trap 'rm -rf "$$clone"' EXIT; \
 	umask 077; git clone -q . "$$clone/elsewhere"; cd "$$clone/elsewhere"; \
-	TZ=Pacific/Auckland $(PACKAGING) -out "$$clone/out" >/dev/null; \
+	TZ=Pacific/Auckland $(PACKAGING) -systems $(PACKAGE_SYSTEMS) -out "$$clone/out" >/dev/null; \
 	diff $(CURDIR)/dist/SHA256SUMS "$$clone/out/SHA256SUMS"; echo "the same, twice"
 
 ## packages-test: install, upgrade, reboot, remove and purge the .deb in a booted Debian; the same for the .rpm without systemd (root)
