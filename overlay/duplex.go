@@ -72,6 +72,22 @@ func (d *duplex) run(ctx context.Context) error {
 	}
 }
 
+// wake makes the loop notice that a descriptor was closed.
+func (d *duplex) wake() error {
+	if d == nil {
+		return nil
+	}
+	return d.waiter.Wake()
+}
+
+// close is for after the loop.
+func (d *duplex) close() error {
+	if d == nil {
+		return nil
+	}
+	return d.waiter.Close()
+}
+
 // turn moves what is there in both directions.
 func (d *duplex) turn() error {
 	received := false
@@ -88,7 +104,7 @@ func (d *duplex) turn() error {
 			return err
 		}
 	}
-	// Also on time-out: it may have been closed.
+	// Also after a signal: nothing is known then.
 	if received || d.waiter.Ready(0) || !d.waiter.Ready(d.first) {
 		return d.out.drain(outBudget)
 	}

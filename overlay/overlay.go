@@ -174,12 +174,13 @@ func (o *Overlay) now() moment {
 func (o *Overlay) Run(ctx context.Context) error {
 	o.reserve()
 	group, inner := errgroup.WithContext(ctx)
+	d := newDuplex(o)
 	group.Go(func() error {
 		<-inner.Done()
 		o.farewell()
-		return errors.Join(o.device.Close(), o.under.Close())
+		return errors.Join(o.device.Close(), o.under.Close(), d.wake())
 	})
-	if d := newDuplex(o); d != nil {
+	if d != nil {
 		group.Go(func() error { return d.run(inner) })
 	} else {
 		group.Go(func() error { return o.outboundLoop(inner) })
@@ -192,7 +193,7 @@ func (o *Overlay) Run(ctx context.Context) error {
 	}
 	group.Go(func() error { return o.handshakeLoop(inner) })
 	group.Go(func() error { return o.controlLoop(inner) })
-	err := group.Wait()
+	err := errors.Join(group.Wait(), d.close())
 	o.forgetAll()
 	if ctx.Err() != nil {
 		return nil

@@ -3,29 +3,36 @@
 package tun
 
 import (
+	"os"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
 
-// Waiter waits for whichever of some descriptors can be read. It belongs to one goroutine.
-type Waiter struct{ fds []unix.PollFd }
+// Waiter waits for whichever of some descriptors can be read. It belongs to one goroutine, but for Wake.
+type Waiter struct {
+	fds  []unix.PollFd // the last one is wake
+	wake int           // an eventfd of the Waiter's own: the number of a closed descriptor may be another file's by now
+}
 
-// NewWaiter returns a Waiter for file descriptors, which need not stay open. It is nil on systems that have nothing of the kind.
+// NewWaiter returns a Waiter for file descriptors, which need not stay open. It is nil where the system has nothing of the
+// kind, or no descriptor left for it.
 func NewWaiter(descriptors []int) *Waiter {
-	w := &Waiter{fds: make([]unix.PollFd, len(descriptors))}
-	for i, fd := range descriptors {
-		w.fds[i] = unix.PollFd{Fd: int32(fd), Events: unix.POLLIN}
+	wake, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
+	if err != nil {
+		return nil
+	}
+	w := &Waiter{fds: make([]unix.PollFd, 0, len(descriptors)+1), wake: wake}
+	for _, fd := range append(descriptors[:len(descriptors):len(descriptors)], wake) {
+		w.fds = append(w.fds, unix.PollFd{Fd: int32(fd), Events: unix.POLLIN})
 	}
 	return w
 }
 
-// Wait returns when a descriptor can be read, was closed or is being closed; after a second in any case, so that a
-// descriptor that was closed before is noticed by whoever reads it.
+// Wait returns when a descriptor can be read, was closed or is being closed, a signal came, or Wake was called. A descriptor
+// that was closed while nobody waited may go unnoticed: who closes one calls Wake afterwards.
 func (w *Waiter) Wait() {
-	patience := unix.Timespec{Sec: 1}
-	_, _, errno := unix.Syscall6(unix.SYS_PPOLL, uintptr(unsafe.Pointer(&w.fds[0])), uintptr(len(w.fds)),
-		uintptr(unsafe.Pointer(&patience)), 0, 0, 0)
+	_, _, errno := unix.Syscall6(unix.SYS_PPOLL, uintptr(unsafe.Pointer(&w.fds[0])), uintptr(len(w.fds)), 0, 0, 0, 0)
 	if errno != 0 {
 		for i := range w.fds {
 			w.fds[i].Revents = 0
@@ -33,8 +40,17 @@ func (w *Waiter) Wait() {
 	}
 }
 
-// Ready reports whether descriptor i should be read, as of the last Wait.
-func (w *Waiter) Ready(i int) bool { return w.fds[i].Revents != 0 }
+// Ready reports whether descriptor i should be read, as of the last Wait. After Wake all should be.
+func (w *Waiter) Ready(i int) bool { return w.fds[i].Revents != 0 || w.fds[len(w.fds)-1].Revents != 0 }
+
+// Wake makes Wait return, now and from now on. It is safe for concurrent use, but not with Close.
+func (w *Waiter) Wake() error {
+	_, err := unix.Write(w.wake, []byte{0, 0, 0, 0, 0, 0, 0, 1})
+	return os.NewSyscallError("write to eventfd", err)
+}
+
+// Close frees what NewWaiter took; nobody may wait any more.
+func (w *Waiter) Close() error { return os.NewSyscallError("close eventfd", unix.Close(w.wake)) }
 
 // Descriptors returns what to wait for before Read: the queue's, and one that tells that it is being closed.
 func (q *queue) Descriptors() []int { return []int{q.fd, q.wake} }

@@ -77,6 +77,16 @@ func (r *ring) signal() {
 	}
 }
 
+// poll makes the bell ring from now on, also for what is there already.
+func (r *ring) poll() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.polled.Store(true)
+	if r.count > 0 && !r.closed {
+		r.signal()
+	}
+}
+
 // receive fills bursts with what is there. It is for one goroutine.
 func (r *ring) receive(bursts []Burst, wait bool) (int, error) {
 	for {

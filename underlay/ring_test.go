@@ -99,7 +99,7 @@ func TestRingThatIsFullDrops(t *testing.T) {
 func TestRingDoesNotAllocate(t *testing.T) {
 	r, _ := newRing()
 	defer r.close()
-	r.polled.Store(true)
+	r.poll()
 	in, b := arena(4), single(overA, string(make([]byte, 1400)))
 	run := func() {
 		for range 5 {

@@ -119,7 +119,7 @@ func (u *Underlay) Descriptors() []int {
 	for i, s := range u.sockets {
 		fds[i] = s.fd
 	}
-	u.ring.polled.Store(true)
+	u.ring.poll()
 	return append(fds, u.ring.bell.fd)
 }
 

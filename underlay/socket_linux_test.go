@@ -6,6 +6,8 @@ import (
 	"bytes"
 	"net/netip"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 // receiveAll reads datagrams until there are count of them.
@@ -98,6 +100,33 @@ func TestBurstsDoNotAllocate(t *testing.T) {
 		}
 	}); n != 0 {
 		t.Errorf("%v allocations", n)
+	}
+}
+
+// What came before somebody waits for the descriptor must be taken too: nothing rings for it again.
+func TestBellRingsForWhatWasThere(t *testing.T) {
+	r, err := newRing()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.close()
+	rings := func() bool {
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(r.bell.fd), Events: unix.POLLIN}}, 0)
+		return n == 1 && err == nil
+	}
+	r.put(single(Path{Relay: 1}, "early"))
+	if rings() {
+		t.Error("it rings for nobody")
+	}
+	r.poll()
+	if !rings() {
+		t.Error("it does not ring for what was there")
+	}
+	if n, err := r.receive([]Burst{{}}, false); n != 1 || err != nil {
+		t.Fatalf("received %d, %v", n, err)
+	}
+	if rings() {
+		t.Error("it still rings")
 	}
 }
 
