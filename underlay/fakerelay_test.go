@@ -69,6 +69,9 @@ type fakeRelay struct {
 	mu       sync.Mutex
 	delay    time.Duration // of answers to STUN
 	deaf     bool          // to UDP
+	outside  uint16        // added to the ports that it sees
+	hard     bool          // its second port sees another one
+	asked    int           // by STUN
 	clients  map[uint32]*fakeClient
 	accepted int
 	closed   bool
@@ -220,7 +223,7 @@ func (r *fakeRelay) datagramLocked(conn *net.UDPConn, d []byte, from netip.AddrP
 	}
 	m.Slot, m.Token, m.Op = c.hello.Slot, c.hello.Token, relay.OpChallenge
 	if m.Cookie == [16]byte{7} {
-		m.Op, m.Observed, c.at = relay.OpBound, from, from
+		m.Op, m.Observed, c.at = relay.OpBound, r.seen(from), from
 	}
 	m.Cookie = [16]byte{7}
 	r.udp.WriteToUDPAddrPort(m.Append(nil, &fakeSecret), from)
@@ -231,9 +234,14 @@ func (r *fakeRelay) answerLocked(conn *net.UDPConn, d []byte, from netip.AddrPor
 	if m.Decode() != nil {
 		return
 	}
+	r.asked++
 	other := r.more.LocalAddr().(*net.UDPAddr)
+	seen := r.seen(from)
+	if conn == r.more && r.hard {
+		seen = netip.AddrPortFrom(seen.Addr(), seen.Port()+1)
+	}
 	answer := pion.MustBuild(pion.NewTransactionIDSetter(m.TransactionID), pion.BindingSuccess,
-		&pion.XORMappedAddress{IP: from.Addr().AsSlice(), Port: int(from.Port())}, &pion.OtherAddress{IP: other.IP, Port: other.Port})
+		&pion.XORMappedAddress{IP: seen.Addr().AsSlice(), Port: int(seen.Port())}, &pion.OtherAddress{IP: net.IPv4zero, Port: other.Port})
 	if m.Contains(pion.AttrChangeRequest) {
 		conn = r.more
 	}
@@ -242,6 +250,11 @@ func (r *fakeRelay) answerLocked(conn *net.UDPConn, d []byte, from netip.AddrPor
 		return
 	}
 	time.AfterFunc(r.delay, func() { conn.WriteToUDPAddrPort(answer.Raw, from) })
+}
+
+// seen is where the relay sees somebody.
+func (r *fakeRelay) seen(a netip.AddrPort) netip.AddrPort {
+	return netip.AddrPortFrom(a.Addr(), a.Port()+r.outside)
 }
 
 // set changes how the relay behaves.

@@ -16,7 +16,8 @@ import (
 )
 
 // Gathering: which addresses others see, what translators do to them, how far the relays are. It happens when the node
-// starts, when it moves, when there are other relays, and now and then, since networks change behind one's back.
+// starts, when it moves, when there are other relays, when a relay sees it elsewhere than before, and now and then, since
+// networks change behind one's back.
 
 const (
 	gatherInterval = 20 * time.Minute
@@ -162,9 +163,8 @@ func (u *Underlay) classify(ctx context.Context, s *State, fam *family) {
 	var group sync.WaitGroup
 	var second *stun.Reply
 	var tried, came bool
-	if near.Other.IsValid() {
-		// Its address may be one behind a translator of its own: the port is what counts.
-		other := netip.AddrPortFrom(near.Server.Addr(), near.Other.Port())
+	if near.OtherPort != 0 {
+		other := netip.AddrPortFrom(near.Server.Addr(), near.OtherPort)
 		// The filter first: a question to the other port would open it.
 		tried = true
 		wait, cancel := context.WithTimeout(ctx, filterLimit)

@@ -31,6 +31,9 @@ const (
 	// The relays are looked after at these intervals: while something is being waited for, and otherwise.
 	busyLook = 250 * time.Millisecond
 	calmLook = 30 * time.Second
+	// elsewherePause is how often at most a new address at a relay lets the node ask anew: some translators choose another one
+	// time and again.
+	elsewherePause = 5 * time.Minute
 )
 
 // relayOptions are what the relays need of the underlay.
@@ -39,7 +42,9 @@ type relayOptions struct {
 	send    func(*Burst) error // from the node's port
 	deliver func(*Burst)       // what came over TLS
 	changed func()
-	log     *slog.Logger
+	// elsewhere is told that a relay sees the node's port at another address than before.
+	elsewhere func()
+	log       *slog.Logger
 }
 
 // relays keeps clients of the relays that are needed. Only manage, in one goroutine, starts and ends them.
@@ -49,6 +54,7 @@ type relays struct {
 	kick    chan struct{} // one slot: look after them
 	scratch sync.Pool     // of *scratch
 	moved   atomic.Bool   // the host did
+	told    time.Time     // elsewhere, last; the manager's alone
 
 	mu       sync.Mutex
 	home     home
@@ -75,8 +81,9 @@ type line struct {
 	// The manager's alone.
 	stop     context.CancelFunc // ends the client
 	lastUse  time.Time
-	tried    bool      // it was connected to learn its distance
-	lostFrom time.Time // since when it is wanted and not connected; zero: it is connected
+	tried    bool           // it was connected to learn its distance
+	lostFrom time.Time      // since when it is wanted and not connected; zero: it is connected
+	seen     netip.AddrPort // where it saw the node's port last; invalid: nowhere yet
 
 	mu      sync.Mutex
 	waiting []waiting
@@ -359,6 +366,7 @@ func (r *relays) manage(ctx context.Context, now time.Time, running map[*line]bo
 			continue
 		}
 		connected := l.look(now)
+		r.compare(l, now)
 		if r.flush(l, now, connected); !connected {
 			wait = busyLook
 		}
@@ -443,6 +451,21 @@ func (l *line) look(now time.Time) bool {
 		l.lostFrom = now
 	}
 	return false
+}
+
+// compare notes where a relay sees the node's port. Another address than before means that the way out of the network
+// changed without the host's taking notice, as when a router dials in anew: what was found out may not hold any more.
+func (r *relays) compare(l *line, now time.Time) {
+	at := l.client.Load().Status().Observed
+	if !at.IsValid() || at == l.seen {
+		return
+	}
+	first := !l.seen.IsValid()
+	l.seen = at
+	if !first && now.Sub(r.told) >= elsewherePause {
+		r.told = now
+		r.elsewhere()
+	}
 }
 
 // flush sends what waited for the connection.

@@ -167,6 +167,43 @@ func TestWhatARelaySeesIsAnEndpoint(t *testing.T) {
 	}
 }
 
+// One relay is enough to tell whether a translator is hard, by its second port.
+func TestOneRelayTellsHardFromEasy(t *testing.T) {
+	for hard, want := range map[bool]stun.Behaviour{false: stun.EndpointIndependent, true: stun.AddressAndPortDependent} {
+		a := newAuthority(t)
+		r := a.relay("eu-1")
+		r.set(func() { r.hard, r.outside = hard, 7 })
+		x := a.peer(nil, r)
+		s := x.wait("findings", func(s Status) bool { return s.NAT.Mapping != stun.Unknown })
+		if s.NAT.Mapping != want {
+			t.Errorf("hard %v: %+v", hard, s.NAT)
+		}
+	}
+}
+
+// A relay that sees the node elsewhere than before lets it ask anew, and one that goes on to see other addresses does not.
+func TestAsksAnewWhereItIsSeenElsewhere(t *testing.T) {
+	a := newAuthority(t)
+	r := a.relay("eu-1")
+	x := a.peer(nil, r)
+	x.wait("findings", func(s Status) bool { return s.NAT.Mapping == stun.None })
+	x.wait("home", connectedBy(relay.TransportUDP))
+	r.set(func() { r.outside = 7 })
+	x.relays.refresh() // the next bind comes at once
+	x.wait("a translator", func(s Status) bool { return s.NAT.Mapping == stun.EndpointIndependent })
+	var asked int
+	r.set(func() { asked, r.outside = r.asked, 8 })
+	x.relays.refresh()
+	x.wait("the address", func(s Status) bool {
+		return slices.Contains(s.Endpoints, Endpoint{netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), x.Port()+8), KindReflexive})
+	})
+	r.set(func() {
+		if r.asked != asked {
+			t.Errorf("%d questions", r.asked-asked)
+		}
+	})
+}
+
 func TestHomeIsTheNearestAndMovesWhenItDies(t *testing.T) {
 	a := newAuthority(t)
 	near, far, farther := a.relay("near"), a.relay("far"), a.relay("farther")

@@ -40,7 +40,7 @@ type Endpoint struct {
 
 // NAT is what is known of the translators and filters between this host and the internet.
 type NAT struct {
-	Mapping   stun.Behaviour
+	Mapping   stun.Behaviour // with one relay, an address-dependent one counts as endpoint-independent
 	Filtering stun.Behaviour
 }
 

@@ -154,7 +154,7 @@ func New(o Options) (*Underlay, error) {
 		u.mapper = portmap.New(portmap.Options{Port: u.port, Gateway: o.Gateway, Changed: u.publish, Log: u.log})
 	}
 	u.relays = newRelays(relayOptions{
-		dial: u.dial, send: u.sendDirect, deliver: u.ring.put, changed: u.publish, log: u.log,
+		dial: u.dial, send: u.sendDirect, deliver: u.ring.put, changed: u.publish, elsewhere: u.poke, log: u.log,
 	})
 	u.stun = stun.NewClient(func(to netip.AddrPort, d []byte) error {
 		return u.sendDirect(&Burst{Path: Path{Remote: to}, Data: d, Size: len(d)})

@@ -7,6 +7,7 @@ import (
 	"crypto/rand"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"go/ast"
 	"go/parser"
 	"go/token"
@@ -32,7 +33,13 @@ func stranger(t testing.TB) *net.UDPConn {
 // ask sends a datagram to the relay and returns its answer, nil if none comes.
 func (p *place) ask(t testing.TB, c *net.UDPConn, d []byte) []byte {
 	t.Helper()
-	to := netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), p.UDPPort())
+	return p.askAt(t, c, p.UDPPort(), d)
+}
+
+// askAt is ask for one of the relay's two ports.
+func (p *place) askAt(t testing.TB, c *net.UDPConn, port uint16, d []byte) []byte {
+	t.Helper()
+	to := netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), port)
 	if _, err := c.WriteToUDPAddrPort(d, to); err != nil {
 		t.Fatal(err)
 	}
@@ -72,6 +79,19 @@ func stunRequestOf(n int) []byte {
 		binary.BigEndian.PutUint16(d[stunHeader+2:], uint16(n-stunHeader-4))
 	}
 	return d
+}
+
+// otherPort makes a binding request of 28 bytes or more one whose answer shall come from the other port.
+func otherPort(request []byte) []byte {
+	d := request[stunHeader:]
+	binary.BigEndian.PutUint16(d, stunChange)
+	binary.BigEndian.PutUint16(d[2:], 4)
+	binary.BigEndian.PutUint32(d[4:], stunChangePort)
+	if d = d[8:]; len(d) > 0 {
+		binary.BigEndian.PutUint16(d, 0x8022) // SOFTWARE
+		binary.BigEndian.PutUint16(d[2:], uint16(len(d)-4))
+	}
+	return request
 }
 
 // TestAbuse23Spoofing: what a member sends always bears its own address; neither another's token nor another's
@@ -289,21 +309,32 @@ func TestAbuse24Amplification(t *testing.T) {
 		"a handshake":        append([]byte{0x21}, make([]byte, 1100)...),
 	}
 	for n := stunHeader; n <= 80; n += 4 {
-		questions["STUN "+string(rune('A'+n/4))] = stunRequestOf(n)
-	}
-	answered := 0
-	for name, q := range questions {
-		time.Sleep(unboundPause) // one answer of that kind is not held back for another
-		answer := p.ask(t, stranger(t), q)
-		if len(answer) > len(q) {
-			t.Errorf("%s: %d bytes for %d", name, len(answer), len(q))
-		}
-		if answer != nil {
-			answered++
+		questions[fmt.Sprint("STUN of ", n)] = stunRequestOf(n)
+		if n >= stunHeader+8 {
+			questions[fmt.Sprint("STUN for the other port of ", n)] = otherPort(stunRequestOf(n))
 		}
 	}
-	if answered < 3 { // unbound, challenge, STUN
-		t.Errorf("%d answers: the test asks for nothing", answered)
+	for port, least := range map[uint16]int{ // of answers that there are for sure
+		p.UDPPort():      4, // unbound, challenge, STUN and STUN from the other port
+		p.udp.other.port: 2, // STUN and STUN from the other port
+	} {
+		kinds := map[string]bool{}
+		for name, q := range questions {
+			if port == p.UDPPort() {
+				time.Sleep(unboundPause) // one answer of that kind is not held back for another
+			}
+			answer := p.askAt(t, stranger(t), port, q)
+			if len(answer) > len(q) {
+				t.Errorf("%s: %d bytes for %d", name, len(answer), len(q))
+			}
+			if answer != nil {
+				kind, _, _ := strings.Cut(name, " of ")
+				kinds[kind] = true
+			}
+		}
+		if len(kinds) < least || port != p.UDPPort() && len(kinds) > least {
+			t.Errorf("answers to %v: the test asks for nothing, or the second port answers more than STUN", kinds)
+		}
 	}
 }
 

@@ -361,8 +361,8 @@ func (l *loop) other(m *message, d []byte, now time.Time) {
 func (l *loop) stun(m *message, d []byte) {
 	var second netip.AddrPort
 	from := l.udp
-	if other := l.udp.other; other != nil && m.local.IsValid() {
-		second = netip.AddrPortFrom(m.local, other.port)
+	if other := l.udp.other; other != nil {
+		second = netip.AddrPortFrom(asked(m), other.port)
 	}
 	if changesPort(d) {
 		if from = l.udp.other; from == nil {
@@ -373,6 +373,18 @@ func (l *loop) stun(m *message, d []byte) {
 		l.server.counts.stun.Add(1)
 		l.replyFrom(from, m, d)
 	}
+}
+
+// asked is our address that a message came to. Where the system does not tell it is the unspecified one: who asks knows it
+// better anyhow.
+func asked(m *message) netip.Addr {
+	switch {
+	case m.local.IsValid():
+		return m.local
+	case m.remote.Addr().Is4():
+		return netip.IPv4Unspecified()
+	}
+	return netip.IPv6Unspecified()
 }
 
 // reply sends l.answer to where a question came from. It is never longer.

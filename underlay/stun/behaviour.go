@@ -13,7 +13,8 @@ const (
 	Unknown Behaviour = iota
 	// None: there is no translator, or no filter.
 	None
-	// EndpointIndependent: one for all destinations.
+	// EndpointIndependent: one for all destinations that were tried. Where all of them are ports of one address, as in a
+	// network with one relay, it may be dependent on the address nevertheless.
 	EndpointIndependent
 	// AddressDependent: another for each address.
 	AddressDependent

@@ -37,8 +37,10 @@ type Reply struct {
 	Server netip.AddrPort // that was asked
 	From   netip.AddrPort // where the answer came from
 	Mapped netip.AddrPort // where it sees this host
-	Other  netip.AddrPort // a second address of the server, for comparison; zero: it has none
 	RTT    time.Duration
+	// OtherPort is a second port of the server, for comparison; 0: it has none. The address that a server names beside it does
+	// not count: it may be one behind a translator of the server's own, and would let it send questions to anybody.
+	OtherPort uint16
 }
 
 // Client asks over a socket that is not its own: what comes in there has to be given to Accept. It is safe for concurrent
@@ -194,7 +196,7 @@ func parse(d []byte) (r Reply, transaction id, request, ok bool) {
 	r.Mapped = mapped
 	var other stun.OtherAddress
 	if other.GetFrom(m) == nil {
-		r.Other, _ = address(other.IP, other.Port)
+		r.OtherPort = uint16(other.Port) // the library reads it from two bytes
 	}
 	return r, m.TransactionID, false, true
 }

@@ -139,7 +139,7 @@ func TestAsk(t *testing.T) {
 		defer cancel()
 		began := time.Now()
 		r, err := s.client.Ask(ctx, serverA)
-		want := Reply{Server: serverA, From: serverA, Mapped: outside, Other: serverA2, RTT: 20 * time.Millisecond}
+		want := Reply{Server: serverA, From: serverA, Mapped: outside, OtherPort: serverA2.Port(), RTT: 20 * time.Millisecond}
 		if err != nil || r != want {
 			t.Errorf("%+v, %v", r, err)
 		}
@@ -218,6 +218,8 @@ func FuzzParse(f *testing.F) {
 		f.Fatal(err)
 	}
 	f.Add(m.Raw)
+	f.Add(otherAddress(f, netip.IPv4Unspecified()))
+	f.Add(otherAddress(f, netip.IPv6Unspecified()))
 	f.Fuzz(func(t *testing.T, d []byte) {
 		r, _, request, ok := parse(d)
 		if ok && !request && (!r.Mapped.IsValid() || r.Mapped.Port() == 0 || r.Mapped.Addr().Is4In6()) {
@@ -225,6 +227,26 @@ func FuzzParse(f *testing.F) {
 		}
 		NewClient(nil).Accept(d, serverA)
 	})
+}
+
+// otherAddress is an answer that names a second port at an address.
+func otherAddress(t testing.TB, addr netip.Addr) []byte {
+	t.Helper()
+	m, err := stun.Build(stun.TransactionID, stun.BindingSuccess, &stun.XORMappedAddress{IP: outside.Addr().AsSlice(), Port: int(outside.Port())},
+		&stun.OtherAddress{IP: addr.AsSlice(), Port: 3479})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m.Raw
+}
+
+// A server that does not know at which of its addresses it was asked names none with its second port.
+func TestOfTheOtherAddressThePortCounts(t *testing.T) {
+	for _, addr := range []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified(), netip.MustParseAddr("10.9.9.9")} {
+		if r, _, _, ok := parse(otherAddress(t, addr)); !ok || r.OtherPort != 3479 || r.Mapped != outside {
+			t.Errorf("%v: %+v, %v", addr, r, ok)
+		}
+	}
 }
 
 func TestSampleAnswers(t *testing.T) {
