@@ -251,26 +251,42 @@ func (m *Machine) Handle(now time.Time, datagram []byte, from netip.AddrPort) (R
 	return m.receiveInitiation(now, &f, from)
 }
 
-// Tick forgets what is too old. Call it every second or so; more memory is all that a late call costs.
-func (m *Machine) Tick(now time.Time) {
+// Tick forgets what is too old, and returns when it should be called again, a duration from now; 0: nothing is left, nor
+// will be before the next Handle or Initiate. More memory is all that a late call costs.
+func (m *Machine) Tick(now time.Time) (again time.Duration) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	until := func(end time.Time) {
+		if wait := max(1, end.Sub(now)); again == 0 || wait < again {
+			again = wait
+		}
+	}
 	m.partials.expire(now)
+	for _, p := range m.partials.list {
+		until(p.born.Add(partialLifetime))
+	}
 	for _, in := range m.pending {
 		if in.old(now) {
 			m.dropLocked(in)
+		} else {
+			until(in.born.Add(initiationLifetime))
 		}
 	}
 	for k, s := range m.stamps {
 		if now.After(s.expiry) {
 			delete(m.stamps, k)
+		} else {
+			until(s.expiry)
 		}
 	}
 	for k, c := range m.given {
 		if !c.fresh(now) {
 			delete(m.given, k)
+		} else {
+			until(c.at.Add(cookieLifetime))
 		}
 	}
+	return again
 }
 
 // Release gives back the index of a session, or abandons an initiation. Records for it must find no session from then on.

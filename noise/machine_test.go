@@ -379,7 +379,12 @@ func TestInitiations(t *testing.T) {
 	check(t, err)
 	_, err = d.ma.Handle(epoch.Add(initiationLifetime), r.Reply[0], addrB)
 	wantError(t, err, ErrUnknownIndex)
-	d.ma.Tick(epoch.Add(initiationLifetime))
+	if again := d.ma.Tick(epoch.Add(initiationLifetime - time.Second)); again != time.Second || len(d.ma.pending) == 0 {
+		t.Fatalf("%d are pending, to be forgotten in %v", len(d.ma.pending), again)
+	}
+	if again := d.ma.Tick(epoch.Add(initiationLifetime)); again != 0 {
+		t.Fatalf("nothing is left to forget in %v", again)
+	}
 	if len(d.ma.pending)+len(d.ma.newest)+len(d.ma.indexes) != 0 {
 		t.Fatal("Tick left an initiation")
 	}
@@ -404,8 +409,7 @@ func TestTimestampsRiseWhenTheClockStepsBack(t *testing.T) {
 		check(t, err)
 	}
 	// They are forgotten when nobody could replay them any more.
-	d.mb.Tick(epoch.Add(23*time.Hour + ClockSkew))
-	if len(d.mb.stamps) != 1 {
+	if again := d.mb.Tick(epoch.Add(23*time.Hour + ClockSkew)); again <= 0 || again > time.Hour || len(d.mb.stamps) != 1 {
 		t.Fatal("forgotten too early")
 	}
 	d.mb.Tick(epoch.Add(24 * time.Hour))

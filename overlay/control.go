@@ -5,6 +5,7 @@ package overlay
 import (
 	"container/heap"
 	"context"
+	"math"
 	"time"
 
 	"github.com/pilot-protocol/pilot/noise"
@@ -16,6 +17,9 @@ import (
 const (
 	// lookEvery is how often a link with a session is looked at: all of its timers but those of handshakes are this exact.
 	lookEvery = time.Second
+	// quietEvery is the same for a link without any traffic, of which nothing is due before its sessions expire; but consent
+	// may end, and the host may sleep.
+	quietEvery = 10 * time.Second
 	// lostAfter: when so long nothing came after we sent, programs with a connection to the peer are told.
 	lostAfter = time.Second
 	// silentAfter: when still nothing came, the peer is called anew at all its addresses. The session goes on meanwhile.
@@ -42,26 +46,24 @@ const (
 	// refusedFor and failedFor are how long programs get their error at once after a refusal or a failed handshake.
 	refusedFor = 10 * time.Second
 	failedFor  = 10 * time.Second
-	// machineEvery is how often noise.Machine forgets what is old.
-	machineEvery = 5 * time.Second
+	// tidyEvery is how often at most noise.Machine forgets what is old.
+	tidyEvery = 5 * time.Second
+	// never is when nothing is due.
+	never = time.Duration(math.MaxInt64)
 )
 
 // controlLoop drives all timers, and handles what peers say about sessions.
 func (o *Overlay) controlLoop(ctx context.Context) error {
-	timer := time.NewTimer(machineEvery)
+	timer := time.NewTimer(0)
 	defer timer.Stop()
-	now := o.now()
-	machineDue := now.at + machineEvery
+	now, tidy := o.now(), never
 	for {
 		next := o.runTimers(now)
-		if now.at >= machineDue {
-			o.noise.Tick(now.wall)
-			machineDue = now.at + machineEvery
-		}
+		tidy = o.tidy(tidy, now)
 		if again := o.runEchoes(now); again != 0 {
 			next = min(next, again)
 		}
-		timer.Reset(max(0, min(next, machineDue)-now.at))
+		timer.Reset(max(0, min(next, tidy)-now.at))
 		select {
 		case <-ctx.Done():
 			return nil
@@ -72,6 +74,27 @@ func (o *Overlay) controlLoop(ctx context.Context) error {
 		}
 		now = o.now()
 	}
+}
+
+// untidy tells control that noise.Machine may have something to forget.
+func (o *Overlay) untidy() {
+	if o.used.CompareAndSwap(false, true) {
+		o.wakes.signal()
+	}
+}
+
+// tidy has noise.Machine forget what is old, if that is due, and returns when it is next.
+func (o *Overlay) tidy(due time.Duration, now moment) time.Duration {
+	if o.used.Swap(false) {
+		due = min(due, now.at+tidyEvery)
+	}
+	if now.at < due {
+		return due
+	}
+	if again := o.noise.Tick(now.wall); again != 0 {
+		return now.at + max(again, tidyEvery)
+	}
+	return never
 }
 
 // runTimers looks at all links that are due or were woken, and returns when the next one is.
@@ -87,7 +110,7 @@ func (o *Overlay) runTimers(now moment) time.Duration {
 		o.lookLocked(l, now)
 	}
 	if h.Len() == 0 {
-		return now.at + machineEvery
+		return never
 	}
 	return (*h)[0].due
 }
@@ -264,7 +287,7 @@ func (o *Overlay) callLocked(l *link, offline bool, now moment) {
 // rescheduleLocked says when to look again.
 func (o *Overlay) rescheduleLocked(l *link, now moment) {
 	if l.current.Load() != nil || l.pending != nil || l.previous != nil {
-		o.scheduleLocked(l, now.at+lookEvery)
+		o.scheduleLocked(l, now.at+l.patienceLocked(now))
 	}
 	if a := &l.attempt; a.active {
 		next := min(a.next, a.started+giveUpAfter)
@@ -275,6 +298,23 @@ func (o *Overlay) rescheduleLocked(l *link, now moment) {
 	} else if l.pending == nil && (!l.queue.empty() || o.pingsWaitingLocked(l)) {
 		o.scheduleLocked(l, max(l.attempt.next, now.at+pauseBetween/10))
 	}
+}
+
+// patienceLocked is how long a link with a session need not be looked at, unless a packet goes either way. It reads what
+// the loops write after actLocked has asked them to say when they do.
+func (l *link) patienceLocked(now moment) time.Duration {
+	last := time.Duration(l.lastData.Load())
+	if l.pending != nil || l.attempt.active || l.refresh != 0 || l.lost.Load() || l.unanswered.Load() != 0 ||
+		l.owed.Load() != 0 || now.at-last <= max(rekeyIfUsedWithin, searchWhileUsed) {
+		return lookEvery
+	}
+	patience := quietEvery
+	for _, s := range []*session{l.current.Load(), l.previous} {
+		if s != nil {
+			patience = min(patience, noise.ExpireAfter-now.wall.Sub(s.noise.Created()))
+		}
+	}
+	return max(patience, time.Millisecond)
 }
 
 // flushQueueLocked sends what waited for the session.

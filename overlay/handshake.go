@@ -65,6 +65,7 @@ func (o *Overlay) handshakeLoop(ctx context.Context) error {
 func (o *Overlay) handleHandshake(a arrival) {
 	now := o.now()
 	r, err := o.noise.Handle(now.wall, a.datagram, a.path.Remote)
+	o.untidy()
 	if r.Session != nil {
 		// Before the answer leaves: the record that follows it must find the session.
 		o.install(r.Session, a.path, now)
@@ -203,6 +204,7 @@ func (o *Overlay) tryLocked(l *link, now moment) {
 	// What is not answered may be too large for the path; a peer that is said to be offline gets but one.
 	target.Small = a.small || a.tries >= smallAfter || o.offlineLocked(l) || l.narrowLocked()
 	init, err := o.noise.Initiate(now.wall, l.local, target)
+	o.untidy()
 	if err != nil {
 		o.log.Error("cannot begin a handshake", "agent", l.remote, "error", err)
 		o.failLocked(l, reasonOf(err), now)

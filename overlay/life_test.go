@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -527,5 +528,47 @@ func TestDeviceFailureEndsRun(t *testing.T) {
 		}
 		a.cancel()
 		a.cancel = nil
+	})
+}
+
+// A node without sessions has no timer at all, but for what the machine has to forget; one with sessions that nobody uses
+// looks at them seldom, and still notices in time that a packet is not answered.
+func TestIdleNodeRests(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		a, b := w.idleNode(w.agent(), addrA), w.node(addrB)
+		var looks atomic.Int64 // at the clock: each turn of a loop is one
+		a.o.clock = func() time.Time {
+			looks.Add(1)
+			return time.Now()
+		}
+		during := func(d time.Duration) int64 {
+			before := looks.Load()
+			time.Sleep(d)
+			return looks.Load() - before
+		}
+		a.run()
+		trust(a, b)
+		time.Sleep(time.Second)
+		if n := during(time.Hour); n != 0 {
+			t.Errorf("it awoke %d times in an hour, before any session", n)
+		}
+		p := udpPacket(a.addr, b.addr, 1, 2, "a")
+		a.dev.Inject(p)
+		b.want(time.Second, p)
+		time.Sleep(50 * time.Second)
+		if n := during(time.Minute); n > 12 {
+			t.Errorf("it awoke %d times in a minute, with an idle session", n)
+		}
+		w.setWeather(func(_, _ netip.AddrPort, _ []byte) []time.Duration { return nil })
+		a.dev.Inject(p)
+		time.Sleep(lostAfter + 2*lookEvery)
+		if s := a.sessionWith(b); s == nil || !s.link.lost.Load() {
+			t.Error("that nothing comes back is not noticed")
+		}
+		w.setWeather(nil)
+		time.Sleep(2 * noise.ExpireAfter)
+		if n := during(time.Hour); n > 2 {
+			t.Errorf("it awoke %d times in an hour, after its sessions", n)
+		}
 	})
 }

@@ -108,6 +108,7 @@ type Overlay struct {
 	handshakes chan arrival
 	messages   chan message
 	wakes      wakeList
+	used       atomic.Bool // noise.Machine, since control last had it forget
 
 	mu      sync.Mutex // guards control, never taken by the loops
 	control control

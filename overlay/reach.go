@@ -159,6 +159,9 @@ func (o *Overlay) actLocked(l *link, now moment) (sent bool) {
 	if next := l.paths.Next(); next != 0 {
 		o.scheduleLocked(l, max(next, now.at+time.Millisecond))
 	}
+	if l.unanswered.Load() != 0 {
+		o.scheduleLocked(l, now.at+lookEvery)
+	}
 	// The next packet wakes us, unless packets come so often that we look anyway.
 	l.idle.Store(now.at-time.Duration(l.lastData.Load()) >= lookEvery)
 	return sent
