@@ -272,6 +272,59 @@ func TestAnotherProgramsRewrite(t *testing.T) {
 	})
 }
 
+// A file that nobody has touched for a while is known by its stamp. One that was written just now may be written again
+// without another stamp, so it is read.
+func TestUntouchedFileIsNotReadAgain(t *testing.T) {
+	s := newSystem(t)
+	target := filepath.Join(s.root, "run-resolv.conf")
+	os.WriteFile(target, []byte(theirs), 0o644)
+	if err := os.Symlink("../run-resolv.conf", s.path); err != nil {
+		t.Fatal(err)
+	}
+	d, ok := s.open(t, ModeFile).(*fileDNS)
+	if !ok {
+		t.Fatal("no *fileDNS")
+	}
+	refresh := func(what string, want bool) {
+		t.Helper()
+		if changed, err := d.Refresh(); changed != want || err != nil {
+			t.Errorf("%s: Refresh: %v, %v", what, changed, err)
+		}
+	}
+	if err := d.Set(testConfig); err != nil {
+		t.Fatal(err)
+	}
+	refresh("just written", false)
+	if d.seen != (fileStamps{}) {
+		t.Error("the stamp of a file that was written just now counts")
+	}
+	same := strings.Replace(oursOfTheirs, "search", "SEARCH", 1)
+	if same == oursOfTheirs {
+		t.Fatal("nothing to replace")
+	}
+	s.write(t, same)
+	refresh("written at once, the same size", true)
+	d.now = func() time.Time { return time.Now().Add(stampSettle) }
+	refresh("untouched", false)
+	if d.seen == (fileStamps{}) {
+		t.Error("the stamp of an untouched file doesn't count")
+	}
+	refresh("known", false)
+	os.WriteFile(target, []byte(theirs+"nameserver 192.0.2.9\n"), 0o644)
+	refresh("behind the symlink", true)
+	refresh("untouched", false)
+	s.write(t, theirs)
+	refresh("in place", true)
+	refresh("untouched", false)
+	if err := os.Remove(s.path); err != nil {
+		t.Fatal(err)
+	}
+	refresh("removed", true)
+	if err := d.Restore(); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // inMountNamespace lets the test mount without anybody noticing; its thread ends with the test.
 func inMountNamespace(t *testing.T) {
 	t.Helper()

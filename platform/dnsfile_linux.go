@@ -27,15 +27,52 @@ const maxResolvConf = 1 << 20
 type fileDNS struct {
 	path, stateDir string
 	log            *slog.Logger
+	now            func() time.Time
 
 	mu        sync.Mutex
 	config    DNSConfig  // guarded by mu, as all below
 	record    *dnsRecord // nil: nothing is changed
 	upstreams []netip.AddrPort
+	seen      fileStamps // of the files as Refresh last found them in order; zero: it is to read them
+}
+
+// fileStamps tell a file, and what it was a symlink to before us, from their changed selves without reading them.
+type fileStamps struct{ file, target fileStamp }
+
+type fileStamp struct {
+	dev, ino      uint64
+	size          int64
+	mtime, change unix.Timespec
+}
+
+// stampSettle is for how long a file must not have changed before its stamp counts: one that is written twice within a tick
+// of the clock that stamps it, 10 ms at most on Linux and 2 s on FAT, has the same stamp both times.
+const stampSettle = 3 * time.Second
+
+// stamp returns the stamp of a file, through symlinks if so asked; zero: it isn't there, or changed just now.
+func (d *fileDNS) stamp(path string, stat func(string, *unix.Stat_t) error) fileStamp {
+	var s unix.Stat_t
+	if stat(path, &s) != nil || d.now().Sub(time.Unix(s.Ctim.Unix())) < stampSettle {
+		return fileStamp{}
+	}
+	return fileStamp{dev: s.Dev, ino: s.Ino, size: s.Size, mtime: s.Mtim, change: s.Ctim}
+}
+
+// stampsLocked returns the stamps of all that Refresh reads; zero: one of them has none.
+func (d *fileDNS) stampsLocked() (s fileStamps) {
+	if s.file = d.stamp(d.path, unix.Lstat); s.file == (fileStamp{}) {
+		return fileStamps{}
+	}
+	if target := d.targetLocked(); target != "" {
+		if s.target = d.stamp(target, unix.Stat); s.target == (fileStamp{}) {
+			return fileStamps{}
+		}
+	}
+	return s
 }
 
 func newFileDNS(path, stateDir string, log *slog.Logger) (*fileDNS, error) {
-	d := &fileDNS{path: path, stateDir: stateDir, log: log}
+	d := &fileDNS{path: path, stateDir: stateDir, log: log, now: time.Now}
 	saved, err := saveFile(path)
 	if err != nil {
 		return nil, err
@@ -111,6 +148,20 @@ func (d *fileDNS) Refresh() (bool, error) {
 	if d.record == nil {
 		return false, nil
 	}
+	stamps := d.stampsLocked() // before the files are read: a change after that has another one
+	if stamps != (fileStamps{}) && stamps == d.seen {
+		return false, nil
+	}
+	d.seen = fileStamps{}
+	changed, err := d.readLocked()
+	if !changed && err == nil {
+		d.seen = stamps
+	}
+	return changed, err
+}
+
+// readLocked looks at the files themselves.
+func (d *fileDNS) readLocked() (bool, error) {
 	now, err := saveFile(d.path)
 	if err != nil {
 		return false, err
@@ -124,13 +175,9 @@ func (d *fileDNS) Refresh() (bool, error) {
 
 // followLocked looks at what our file's symlink pointed to: whoever maintains that goes on doing so.
 func (d *fileDNS) followLocked() (bool, error) {
-	f := d.record.File
-	if f.Symlink == "" {
+	f, target := d.record.File, d.targetLocked()
+	if target == "" {
 		return false, nil
-	}
-	target := f.Symlink
-	if !filepath.IsAbs(target) {
-		target = filepath.Join(filepath.Dir(d.path), target)
 	}
 	content, err := readBounded(target)
 	if err != nil || bytes.Equal(content, f.Content) {
@@ -138,6 +185,15 @@ func (d *fileDNS) followLocked() (bool, error) {
 	}
 	f.Content, f.SHA256 = content, digest(content)
 	return true, d.setLocked(d.config)
+}
+
+// targetLocked is what our file's symlink pointed to; empty: it was none.
+func (d *fileDNS) targetLocked() string {
+	target := d.record.File.Symlink
+	if target != "" && !filepath.IsAbs(target) {
+		target = filepath.Join(filepath.Dir(d.path), target)
+	}
+	return target
 }
 
 func (d *fileDNS) Restore() error {
