@@ -17,9 +17,12 @@ import (
 const (
 	fanSize     = 256
 	fanPatience = 6 * time.Second
-	// punchAfter is how long the ordinary pings have before it begins, punchEvery how often it may.
+	// punchAfter is how long the ordinary pings have before it begins, punchEvery how often it may. The hard side waits for
+	// punchAgain: to the other side, which ignores what comes too early, the time between two requests looks shorter if the
+	// first was longer under way.
 	punchAfter = 2 * time.Second
 	punchEvery = time.Minute
+	punchAgain = punchEvery + 5*time.Second
 
 	sprayPings = 1024
 	sprayBurst = 10
@@ -80,7 +83,7 @@ func (s *Set) drill(now time.Duration, todo []Action) []Action {
 		s.at(p.until)
 	case !direct && s.facts.NAT == NATHard && s.facts.PeerNAT != NATHard && s.facts.PeerNAT != NATBlocked && now-s.used <= usedFor:
 		target, ok := s.public()
-		at := max(s.began+punchAfter, p.last+punchEvery)
+		at := max(s.began+punchAfter, p.last+punchAgain)
 		if p.last == 0 {
 			at = s.began + punchAfter
 		}
