@@ -198,6 +198,31 @@ func TestKernelsTalk(t *testing.T) {
 	}
 }
 
+// The one thread for both directions waits for as long as nothing happens, and must be woken to end: at whichever moment
+// that is, and also where its descriptors' numbers are others' at once.
+func TestOneThreadForBothDirectionsEnds(t *testing.T) {
+	w := newWorld(t)
+	for range 20 {
+		n := w.idleNode(w.agent(), "127.0.0.1:1")
+		k := newKernel(t, n.addr)
+		u := must(underlay.New(underlay.Options{}))
+		n.o = must(New(Options{Network: w.authority.Public(), Device: k.dev, Underlay: u}))
+		n.o.processors = 1
+		if d := newDuplex(n.o); d == nil {
+			t.Fatal("there are two threads")
+		} else if err := d.close(); err != nil {
+			t.Fatal(err)
+		}
+		n.run()
+		n.stop()
+		if fd, err := unix.Eventfd(0, unix.EFD_CLOEXEC); err != nil {
+			t.Fatal(err)
+		} else {
+			defer unix.Close(fd)
+		}
+	}
+}
+
 // BenchmarkKernelTransfer is TCP between two namespaces, over UDP sockets on the loopback interface.
 func BenchmarkKernelTransfer(b *testing.B) {
 	w := newWorld(b)
