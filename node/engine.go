@@ -27,6 +27,10 @@ import (
 // engine is everything that carries packets and answers names, while the network is up.
 type engine struct {
 	device   tun.Device
+	tun      string          // how packets get to programs: localapi.TUNKernel or TUNUserspace
+	tunWhy   string          // why there is no interface of the kernel's, where that would have been preferred
+	user     *netstack.Stack // the programs' own stack; nil with an interface of the kernel's
+	sockets  sockets
 	underlay Underlay
 	stack    *netstack.Stack
 	overlay  *overlay.Overlay
@@ -49,6 +53,7 @@ type engineOptions struct {
 	network identity.AuthorityPublic
 	self    identity.AgentPublic
 	zone    string
+	tun     string // localapi.TUNAuto, TUNKernel or TUNUserspace
 	log     *slog.Logger
 }
 
@@ -62,7 +67,7 @@ func openEngine(o engineOptions) (opened *engine, warnings []string, err error) 
 			e.abandon()
 		}
 	}()
-	if e.device, err = o.system.OpenTUN(); err != nil {
+	if err = e.openDevice(o); err != nil {
 		return nil, nil, err
 	}
 	if e.underlay, err = o.system.OpenUnderlay(); err != nil {
@@ -77,11 +82,8 @@ func openEngine(o engineOptions) (opened *engine, warnings []string, err error) 
 		return nil, nil, err
 	}
 	e.names = magicdns.New(magicdns.Options{Log: o.log})
-	if err = o.system.Configure(platform.Interface{
-		Name: e.device.Name(), MTU: mtu, Address: identity.Address(o.network, o.self), Route: prefix,
-		Segments: overlay.Segments(mtu),
-	}); err != nil {
-		return nil, nil, fmt.Errorf("configure %s: %w", e.device.Name(), err)
+	if e.user != nil {
+		return e, nil, nil // nothing of this host's changes
 	}
 	if e.dns, err = o.system.OpenDNS(); err != nil {
 		e.log.Warn("names can't be announced to this host's resolver", "error", err)
@@ -172,6 +174,9 @@ func (e *engine) run(ctx context.Context, page http.Handler, changed func()) err
 			err = errors.Join(err, restore)
 		}
 	}
+	if e.user != nil {
+		err = errors.Join(err, e.user.Close())
+	}
 	return errors.Join(err, e.stack.Close())
 }
 
@@ -236,6 +241,9 @@ func (e *engine) abandon() {
 	}
 	if e.device != nil {
 		e.device.Close()
+	}
+	if e.user != nil {
+		e.user.Close()
 	}
 	if e.dns != nil {
 		if err := e.dns.Restore(); err != nil {

@@ -79,7 +79,11 @@ func explain(err error) error {
 		if errors.Is(err, fs.ErrPermission) {
 			code = localapi.CodePermission
 		}
-		return &localapi.Error{Code: code, Message: err.Error(), Hint: open.Hint}
+		hint := open.Hint
+		if noInterface(err) {
+			hint = strings.TrimPrefix(hint+"; or do without: pilot up --tun=userspace", "; ")
+		}
+		return &localapi.Error{Code: code, Message: err.Error(), Hint: hint}
 	case errors.Is(err, identity.ErrName):
 		return &localapi.Error{Code: localapi.CodeNameInvalid, Message: strings.TrimPrefix(err.Error(), "identity: "),
 			Hint: "a name has 1 to 63 characters of a-z, 0-9 and '-'"}

@@ -11,10 +11,17 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/time/rate"
 
 	"github.com/pilot-protocol/pilot/coordinator/api"
 	"github.com/pilot-protocol/pilot/identity"
 	"github.com/pilot-protocol/pilot/node/localapi"
+)
+
+// How often this host's programs may make the node ask about unknown names: so many a second, and in one go.
+const (
+	askRate  = 2
+	askBurst = 30
 )
 
 // bringUp starts what carries packets, then the goroutines that talk with the coordinator. It is for one caller at a time.
@@ -30,7 +37,7 @@ func (n *Node) bringUp(ctx context.Context) error {
 		return err
 	}
 	n.mu.Lock()
-	n.member, n.saved.Up = m, true
+	n.member, n.saved.Up, n.saved.TUN = m, true, m.engine.tun
 	err = n.applyLocked()
 	if err == nil {
 		err = n.saveLocked()
@@ -64,6 +71,7 @@ func (n *Node) prepare() (*membership, error) {
 		book: newBook(n.saved.Authority, n.key.Public()), zone: n.saved.Network + ".internal",
 		synced: make(chan struct{}), republish: make(chan struct{}, 1), renew: make(chan struct{}, 1),
 		hurry: make(chan struct{}, 1), calls: make(chan identity.AgentPublic, waitingCalls), signals: newSignals(),
+		asking: rate.NewLimiter(askRate, askBurst),
 	}
 	m.link.since = n.now()
 	n.mu.Lock()
@@ -85,9 +93,21 @@ func (n *Node) prepare() (*membership, error) {
 		return nil, err
 	}
 	m.engine, m.warnings, err = openEngine(engineOptions{
-		system: n.system, network: n.saved.Authority, self: n.key.Public(), zone: m.zone, log: n.log,
+		system: n.system, network: n.saved.Authority, self: n.key.Public(), zone: m.zone, tun: wantedTUN(saved), log: n.log,
 	})
 	return m, err
+}
+
+// wantedTUN is how packets shall get to programs: as they did before. An interface of the kernel's was the only way once;
+// where the network comes up again by itself it is waited for.
+func wantedTUN(s savedNode) string {
+	switch {
+	case s.TUN != "":
+		return s.TUN
+	case s.Up:
+		return localapi.TUNKernel
+	}
+	return localapi.TUNAuto
 }
 
 // usable reports whether a tunnel key of an earlier run can be used on. One that was made later than now can't: the clock
@@ -220,6 +240,7 @@ func (n *Node) describe(r *localapi.UpResult) {
 	r.Network, r.Zone = n.saved.Network, m.zone
 	r.Name, r.FQDN = m.book.certificate.Name, m.book.certificate.Name+"."+m.zone
 	r.Address, r.Key = identity.Address(m.book.network, m.book.self), m.book.self
+	r.TUN, r.TUNWhy = m.engine.tun, m.engine.tunWhy
 	r.Hosted = n.saved.Hosted
 	r.Coordinators = n.saved.Coordinators
 	if r.Hosted {

@@ -23,6 +23,7 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/time/rate"
 
 	"github.com/pilot-protocol/pilot/coordinator"
 	"github.com/pilot-protocol/pilot/coordinator/api"
@@ -73,6 +74,7 @@ type membership struct {
 	zone      string
 	link      coordinatorLink
 	synced    chan struct{}             // closed when the coordinator has told everything for the first time
+	asking    *rate.Limiter             // questions of this host's programs about unknown names
 	republish chan struct{}             // one slot: there is something to tell the coordinator
 	renew     chan struct{}             // one slot: look at what is due
 	hurry     chan struct{}             // one slot: don't wait before the coordinator is tried again

@@ -41,6 +41,8 @@ type memorySystem struct {
 	log      *slog.Logger
 	dns      *memoryDNS
 	restored int
+	noTUN    error // of OpenTUN
+	refuses  error // of Configure
 }
 
 type memoryDNS struct {
@@ -65,8 +67,13 @@ func (d *memoryDNS) Restore() error {
 	return nil
 }
 
-func (s *memorySystem) OpenTUN() (tun.Device, error)       { return tun.NewMemory("mem0", mtu), nil }
-func (s *memorySystem) Configure(platform.Interface) error { return nil }
+func (s *memorySystem) OpenTUN() (tun.Device, error) {
+	if s.noTUN != nil {
+		return nil, s.noTUN
+	}
+	return tun.NewMemory("mem0", mtu), nil
+}
+func (s *memorySystem) Configure(platform.Interface) error { return s.refuses }
 func (s *memorySystem) OpenDNS() (platform.DNS, error)     { return s.dns, nil }
 func (s *memorySystem) RestoreDNS() error                  { s.restored++; return nil }
 func (s *memorySystem) ListenLocal() (net.Listener, error) { return net.Listen("unix", s.socket) }
@@ -124,6 +131,7 @@ func (u aliased) Accept(d []byte, from underlay.Path) ([]byte, underlay.Path, bo
 // daemon is a node that runs in this process, with a client of its local API.
 type daemon struct {
 	*localapi.Client
+	node   *Node
 	t      *testing.T
 	dir    string
 	system *memorySystem
@@ -151,13 +159,20 @@ func (l *lockedBuffer) String() string {
 
 func startDaemon(t *testing.T, dir string) *daemon {
 	t.Helper()
+	return startDaemonOn(t, dir, &memorySystem{})
+}
+
+func startDaemonOn(t *testing.T, dir string, system *memorySystem) *daemon {
+	t.Helper()
 	d := &daemon{t: t, dir: dir, log: &lockedBuffer{}, ended: make(chan error, 1)}
 	log := slog.New(slog.NewTextHandler(d.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
-	d.system = &memorySystem{socket: filepath.Join(t.TempDir(), "s"), log: log, dns: &memoryDNS{}}
+	d.system = system
+	system.socket, system.log, system.dns = filepath.Join(t.TempDir(), "s"), log, &memoryDNS{}
 	n, err := New(Options{StateDir: dir, Version: "test", Log: log, System: d.system, Caller: func(net.Conn) error { return nil }})
 	if err != nil {
 		t.Fatal(err)
 	}
+	d.node = n
 	ctx, cancel := context.WithCancel(t.Context())
 	d.stop = cancel
 	go func() { d.ended <- n.Run(ctx) }()

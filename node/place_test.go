@@ -621,6 +621,7 @@ func TestStateOfEarlierVersion(t *testing.T) {
 	fields["version"] = 1
 	delete(fields, "relays")
 	delete(fields, "avoid_jurisdictions")
+	delete(fields, "tun")
 	if text, err = json.Marshal(fields); err != nil {
 		t.Fatal(err)
 	}
@@ -632,7 +633,7 @@ func TestStateOfEarlierVersion(t *testing.T) {
 		s, err := n.Status(t.Context())
 		return err == nil && s.State == localapi.StateUp && s.Coordinator.Connected
 	})
-	if text, err = os.ReadFile(file); err != nil || !bytes.Contains(text, []byte(`"version": 2`)) {
+	if text, err = os.ReadFile(file); err != nil || !bytes.Contains(text, []byte(`"version": 3`)) || !bytes.Contains(text, []byte(`"tun": "kernel"`)) {
 		t.Errorf("%v:\n%s", err, text)
 	}
 }

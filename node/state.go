@@ -19,8 +19,8 @@ import (
 )
 
 // stateVersion is written into each file. A file with a higher one was written by a newer pilot and is left alone; those with
-// lower ones are read. 2: relays, and jurisdictions to avoid.
-const stateVersion = 2
+// lower ones are read. 2: relays, and jurisdictions to avoid. 3: how packets get to programs.
+const stateVersion = 3
 
 // The files of a state folder. Secrets are in the two .key files only.
 const (
@@ -70,6 +70,8 @@ type savedNode struct {
 	Relay        localapi.HostedRelay            `json:"relay,omitzero"` // what the coordinator in this daemon is beside
 	// AvoidJurisdictions are those whose relays must not carry this node's traffic.
 	AvoidJurisdictions []string `json:"avoid_jurisdictions,omitempty"`
+	// TUN is how packets got to programs last: localapi.TUNKernel or TUNUserspace.
+	TUN string `json:"tun,omitempty"`
 }
 
 // answered says up to which serial an agent's requests have got a no.

@@ -33,6 +33,7 @@ func (n *Node) Status(context.Context) (localapi.Status, error) {
 	s.Self = &localapi.Self{
 		Name: c.Name, FQDN: c.Name + "." + m.zone, Address: identity.Address(m.book.network, m.book.self), Key: m.book.self, Tags: c.Tags,
 		CertificateExpires: c.NotAfter, Interface: m.engine.device.Name(), Port: m.engine.underlay.Port(), DNS: m.engine.dnsMode(),
+		TUN: m.engine.tun, TUNWhy: m.engine.tunWhy,
 	}
 	n.statusPlace(s.Self, m)
 	s.Coordinator = &localapi.CoordinatorState{

@@ -55,6 +55,7 @@ func (n *Node) up(ctx context.Context, r localapi.UpRequest) (result localapi.Up
 	if err := n.setAvoided(r.AvoidJurisdictions); err != nil {
 		return result, err
 	}
+	n.setTUN(r.TUN)
 	if err := n.setRelay(r.Relay); err != nil {
 		return result, err
 	}
@@ -125,6 +126,9 @@ func (n *Node) checkUp(r localapi.UpRequest) (*identity.Invite, error) {
 			return nil, err
 		}
 	}
+	if err := n.checkTUNLocked(r.TUN); err != nil {
+		return nil, err
+	}
 	if h := r.Relay; h != nil {
 		if err := relayOptions(*h, "").Check(); err != nil {
 			return nil, err
@@ -146,6 +150,31 @@ func (n *Node) checkUp(r localapi.UpRequest) (*identity.Invite, error) {
 		return nil, n.otherNetwork(invite.NetworkName)
 	}
 	return &invite, nil
+}
+
+// checkTUNLocked refuses another way for packets to get to programs than the one in use.
+func (n *Node) checkTUNLocked(want string) error {
+	switch want {
+	case "", localapi.TUNAuto:
+		return nil
+	case localapi.TUNKernel, localapi.TUNUserspace:
+	default:
+		return errUsage(fmt.Sprintf("tun: %q is no mode", want), "modes are auto, kernel and userspace")
+	}
+	if n.member != nil && n.member.engine.tun != want {
+		return &localapi.Error{Code: localapi.CodeConflict, Message: "the network is up in " + n.member.engine.tun + " mode",
+			Hint: "to change that: pilot down, then pilot up --tun=" + want}
+	}
+	return nil
+}
+
+// setTUN keeps how packets shall get to programs from now on.
+func (n *Node) setTUN(want string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.member == nil && want != "" {
+		n.saved.TUN = want
+	}
 }
 
 // setAvoided keeps the jurisdictions whose relays are not to be used. It comes before everything that uses relays.

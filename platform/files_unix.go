@@ -72,6 +72,9 @@ func checkDir(path string, trusted func(uid uint32) bool) error {
 	return nil
 }
 
+// Privileged says whether this process is root's, or an administrator's where the system has those.
+func Privileged() bool { return os.Geteuid() == 0 }
+
 func owner(info fs.FileInfo) uint32 { return info.Sys().(*syscall.Stat_t).Uid }
 
 // trusted says whether a user may own what this process relies on: root, and this user.

@@ -14,6 +14,9 @@ import (
 	"golang.org/x/sys/windows"
 )
 
+// Privileged says whether this process is root's, or an administrator's where the system has those.
+func Privileged() bool { return windows.GetCurrentProcessToken().IsElevated() }
+
 // SecureDir makes the folder, open to SYSTEM, administrators and this user only, or checks the one that is there: no
 // link or junction, and owned by one of these. Otherwise the error is ErrInsecurePath. perm has no meaning here.
 func SecureDir(path string, _ fs.FileMode) error {

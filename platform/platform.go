@@ -53,6 +53,35 @@ func DefaultStateDir() string {
 	}
 }
 
+// UserStateDir is the folder in which a daemon of this user's own keeps its state. It is empty where the user's daemon is
+// the system's, as root's is, or where the user has no home.
+func UserStateDir() string {
+	if Privileged() {
+		return ""
+	}
+	base := ""
+	switch runtime.GOOS {
+	case "windows":
+		base = os.Getenv("LOCALAPPDATA")
+	case "darwin":
+		if home, err := os.UserHomeDir(); err == nil {
+			base = filepath.Join(home, "Library", "Application Support")
+		}
+	default:
+		// Of the base directory specification; a relative path in the variable is to be ignored.
+		if base = os.Getenv("XDG_STATE_HOME"); !filepath.IsAbs(base) {
+			base = ""
+			if home, err := os.UserHomeDir(); err == nil {
+				base = filepath.Join(home, ".local", "state")
+			}
+		}
+	}
+	if !filepath.IsAbs(base) {
+		return ""
+	}
+	return filepath.Join(base, "pilot")
+}
+
 // SocketPath is where the daemon with this state folder listens: in the system's runtime folder for the default one,
 // else inside the folder itself. On Windows it is the name of a pipe.
 func SocketPath(stateDir string) string {

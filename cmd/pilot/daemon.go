@@ -47,9 +47,11 @@ func (p *program) daemon(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	dir, err := p.stateDir(c)
-	if err != nil {
-		return err
+	dir := p.sys.DefaultStateDir() // whoever runs it
+	if c.String("state") != "" {
+		if dir, err = p.stateDir(c); err != nil {
+			return err
+		}
 	}
 	if err := p.serve(c.Context, dir, log, p.notifyReady(log, dir)); err != nil {
 		e := asError(err)

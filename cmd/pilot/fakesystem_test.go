@@ -18,6 +18,7 @@ import (
 type fakeSystem struct {
 	mu      sync.Mutex
 	dir     string // the default state folder
+	own     string // the caller's own
 	dial    func(context.Context, string) (net.Conn, error)
 	start   func(args []string, logFile string) (int, error)
 	service fakeService
@@ -31,6 +32,7 @@ type fakeSystem struct {
 }
 
 func (s *fakeSystem) DefaultStateDir() string                 { return s.dir }
+func (s *fakeSystem) UserStateDir() string                    { return s.own }
 func (s *fakeSystem) SocketPath(dir string) string            { return filepath.Join(dir, "pilot.sock") }
 func (s *fakeSystem) Service() service                        { return &s.service }
 func (s *fakeSystem) Alive(int) bool                          { return s.alive }

@@ -23,6 +23,7 @@ import (
 type host struct{}
 
 func (host) DefaultStateDir() string           { return platform.DefaultStateDir() }
+func (host) UserStateDir() string              { return platform.UserStateDir() }
 func (host) SocketPath(stateDir string) string { return platform.SocketPath(stateDir) }
 func (host) Service() service                  { return platform.SystemService() }
 func (host) Cleanup(stateDir string) error     { return coded(node.Cleanup(stateDir)) }

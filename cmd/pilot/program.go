@@ -25,6 +25,7 @@ type program struct {
 	stdin          io.Reader
 	stdout, stderr io.Writer
 	last           string // the word that a shell is completing, where it is one that begins with "-"
+	place          string // the state folder of this call, once it was looked for
 }
 
 // run carries out a command line and returns the exit status.
@@ -111,22 +112,46 @@ func (p *program) plain(c *cli.Command) {
 func globalFlags() []cli.Flag {
 	return []cli.Flag{
 		&cli.BoolFlag{Name: "json", Usage: "print JSON on standard output, errors included"},
-		&cli.StringFlag{Name: "state", EnvVars: []string{"PILOT_STATE"}, Usage: "the daemon's state folder `DIR`; its socket is found by it"},
+		&cli.StringFlag{Name: "state", EnvVars: []string{"PILOT_STATE"}, Usage: "the daemon's state folder `DIR`; its socket is found by it (default: your own daemon's, or else the system's)"},
 		&cli.BoolFlag{Name: "help", Usage: "explain the command"},
 	}
 }
 
-// stateDir is the state folder of this call, absolute.
+// stateDir is the state folder of this call, absolute: the one that is named, or that of the daemon that is found.
 func (p *program) stateDir(c *cli.Context) (string, error) {
 	dir := c.String("state")
 	if dir == "" {
-		return p.sys.DefaultStateDir(), nil
+		if p.place == "" {
+			p.place = p.findDaemon(c.Context, c.Command.Name == "up")
+		}
+		return p.place, nil
 	}
 	abs, err := filepath.Abs(dir)
 	if err != nil {
 		return "", usage("the state folder %q: %v", dir, err)
 	}
 	return abs, nil
+}
+
+// findDaemon looks for a daemon that answers the caller: the caller's own first, then the system's. Where none does it is
+// the caller's own that is meant, but for root. toStart says that one may be started.
+func (p *program) findDaemon(ctx context.Context, toStart bool) string {
+	own, system := p.sys.UserStateDir(), p.sys.DefaultStateDir()
+	if own == "" || own == system {
+		return system
+	}
+	if p.answers(ctx, p.sys.SocketPath(own)) {
+		return own
+	}
+	conn, err := p.sys.Dial(ctx, p.sys.SocketPath(system))
+	if err == nil {
+		_ = conn.Close() // it was only to see
+		return system
+	}
+	if errors.Is(err, fs.ErrPermission) && !toStart && !exists(own) {
+		return system // there is one, which has to be asked for
+	}
+	return own
 }
 
 // client returns a client of the daemon of this call. Nothing is dialled yet.
@@ -158,7 +183,7 @@ func dialError(ctx context.Context, socket string, err error) error {
 		return err
 	case errors.Is(err, fs.ErrPermission):
 		return &localapi.Error{Code: localapi.CodePermission, Message: "you may not talk to the daemon at " + socket,
-			Hint: "run it with sudo, or become a member of the group pilot and log in again"}
+			Hint: "run it with sudo, or become a member of the group pilot and log in again; or have a daemon of your own: pilot up"}
 	}
 	return &localapi.Error{Code: localapi.CodeNotRunning, Message: "no pilot daemon runs here (nothing answers at " + socket + ")",
 		Hint: "start it with: pilot up"}

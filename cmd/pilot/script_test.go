@@ -51,6 +51,7 @@ func (l leakTest) Run() int {
 type scriptHost struct{ host }
 
 func (scriptHost) DefaultStateDir() string { return os.Getenv("PILOT_STATE") + "/default" }
+func (scriptHost) UserStateDir() string    { return os.Getenv("FAKE_USER_STATE") }
 func (scriptHost) Service() service        { return &fakeService{} }
 
 func (h scriptHost) SocketPath(dir string) string { return filepath.Join(dir, "pilot.sock") }

@@ -108,7 +108,11 @@ func writeSelf(w io.Writer, self *localapi.Self, now time.Time) {
 		field(w, "tags", "%s", strings.Join(self.Tags, ", "))
 	}
 	field(w, "member", "certificate ends %s", until(self.CertificateExpires, now))
-	field(w, "interface", "%s, UDP port %d, names by %s", self.Interface, self.Port, self.DNS)
+	if self.TUN == localapi.TUNUserspace {
+		field(w, "interface", "none: %s, UDP port %d", tunText(self.TUN, self.TUNWhy), self.Port)
+	} else {
+		field(w, "interface", "%s, UDP port %d, names by %s", self.Interface, self.Port, self.DNS)
+	}
 	writePlace(w, self)
 }
 

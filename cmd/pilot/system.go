@@ -12,6 +12,8 @@ import (
 // its own is a *localapi.Error.
 type system interface {
 	DefaultStateDir() string
+	// UserStateDir is where the caller's own daemon keeps its state; empty where that is the system's.
+	UserStateDir() string
 	SocketPath(stateDir string) string
 	Dial(ctx context.Context, socket string) (net.Conn, error)
 	// Start runs this program with args in the background, its output appended to logFile, whose folder is made.

@@ -32,6 +32,7 @@ func (p *program) upCommand() *cli.Command {
 			&cli.StringFlag{Name: "invite-file", Usage: "read the invite from `FILE`"},
 			&cli.StringFlag{Name: "coordinator-listen", Usage: "`HOST:PORT` of the coordinator of a network to make (default: port 7745 of all addresses)"},
 			&cli.StringSliceFlag{Name: "avoid-jurisdiction", Usage: "use no relay under the jurisdiction `LABEL`; more by more flags; kept until it is given again, \"\" avoids none"},
+			&cli.StringFlag{Name: "tun", Usage: "how packets get to programs: the `MODE` auto, kernel or userspace; kept"},
 			&cli.BoolFlag{Name: "no-relay", Usage: "the coordinator on this host shall be no relay"},
 			&cli.StringFlag{Name: "relay-name", Usage: "the `NAME` of the relay on this host (default: one made of its key)"},
 			&cli.StringFlag{Name: "relay-region", Usage: "the `REGION` of that relay, such as eu"},
@@ -50,11 +51,16 @@ matters give it by --invite-file, or by "-" on standard input. It reaches the da
 The coordinator on this host is a relay too: for agents that can't reach each other directly it passes on what they
 send, sealed. What --no-relay and the flags of the relay say is kept, and counts from the coordinator's next start on.
 
-It needs root for the virtual interface. With --state DIR the daemon is one of its own, beside the host's.`,
+The virtual interface, by which every program of this host reaches agents, needs root. Without root, or where there is no
+/dev/net/tun, up chooses userspace by itself and says so: the daemon then handles packets itself, and nothing of the host
+changes. An ordinary user's daemon keeps its state in $XDG_STATE_HOME/pilot (~/.local/state/pilot). With --tun=kernel there
+is an interface or an error, with --tun=userspace none; the choice is kept. With --state DIR the daemon is one of its
+own, beside the host's.`,
 			examples: []string{
 				"sudo pilot up --name planner                      make a network, or go on",
 				"sudo pilot up --name warehouse pilot://…          join one",
 				"sudo pilot up --invite-file /run/secrets/invite   join one, the invite seen by nobody",
+				"pilot up --tun=userspace --name indexer           no root, no interface",
 				"ssh planner pilot invite --json | jq -r .invite | sudo pilot up -",
 			},
 			exits: []int{localapi.ExitNotRunning, localapi.ExitForbidden, localapi.ExitConflict, localapi.ExitUnreachable,
@@ -96,7 +102,10 @@ func (p *program) up(c *cli.Context) error {
 	}
 	request := localapi.UpRequest{
 		Name: c.String("name"), Network: c.String("network"), Invite: invite, CoordinatorListen: c.String("coordinator-listen"),
-		AvoidJurisdictions: avoid,
+		AvoidJurisdictions: avoid, TUN: c.String("tun"),
+	}
+	if err := checkTUN(request.TUN); err != nil {
+		return err
 	}
 	if request.Relay, err = hostedRelay(c); err != nil {
 		return err
@@ -110,6 +119,16 @@ func (p *program) up(c *cli.Context) error {
 		return p.upHere(c, request)
 	}
 	return p.upDaemon(c, request)
+}
+
+func checkTUN(mode string) error {
+	switch mode {
+	case "", localapi.TUNAuto, localapi.TUNKernel, localapi.TUNUserspace:
+		return nil
+	}
+	e := usage("--tun: %q is no mode", mode)
+	e.Hint = "modes are auto, kernel and userspace"
+	return e
 }
 
 // hostedRelay reads what the call says about the relay on this host; nil where it says nothing.
@@ -164,6 +183,9 @@ func (p *program) showUp(c *cli.Context, r localapi.UpResult) error {
 	return p.show(c, r, func(w io.Writer) {
 		line(w, "network", "%s  (%s)", r.Network, upSource(r))
 		line(w, "agent", "%s  %s", r.FQDN, r.Address)
+		if r.TUN == localapi.TUNUserspace {
+			line(w, "mode", "%s; names do not resolve on this host by themselves", tunText(r.TUN, r.TUNWhy))
+		}
 		if r.Inviter != "" {
 			line(w, "inviter", "%s", r.Inviter)
 		}
@@ -171,6 +193,14 @@ func (p *program) showUp(c *cli.Context, r localapi.UpResult) error {
 			line(w, "invite", "pilot up %s   (one use, 24 h; more: pilot invite)", r.Invite)
 		}
 	})
+}
+
+// tunText describes how packets get to programs: "userspace (why)".
+func tunText(mode, why string) string {
+	if why == "" {
+		return mode
+	}
+	return mode + " (" + why + ")"
 }
 
 // upSource says where the network comes from.

@@ -34,6 +34,13 @@ const (
 	StateUp       = "up"
 )
 
+// How packets get to programs.
+const (
+	TUNAuto      = "auto"      // in a request: by an interface where that can be had, else in userspace
+	TUNKernel    = "kernel"    // by an interface of the kernel's
+	TUNUserspace = "userspace" // by a stack in the daemon: programs go through its proxies, or embed a node
+)
+
 // UpRequest asks the daemon to join a network, to make one, or to go on with the one it has.
 type UpRequest struct {
 	Name              string `json:"name,omitempty"`               // wished name; empty: the host's, or the one it has
@@ -45,6 +52,8 @@ type UpRequest struct {
 	AvoidJurisdictions []string `json:"avoid_jurisdictions,omitempty"`
 	// Relay says what kind of relay the coordinator on this host is, in place of what was said before; nil leaves it.
 	Relay *HostedRelay `json:"relay,omitempty"`
+	// TUN is TUNAuto, TUNKernel or TUNUserspace; empty: as before, the first time TUNAuto.
+	TUN string `json:"tun,omitempty"`
 }
 
 // HostedRelay says what kind of relay a coordinator is beside. It counts from the coordinator's next start on.
@@ -69,6 +78,8 @@ type UpResult struct {
 	Coordinators []string             `json:"coordinators"`     // host:port
 	Invite       string               `json:"invite,omitempty"` // of a new network, one use, 24 h; secret
 	Inviter      string               `json:"inviter,omitempty"`
+	TUN          string               `json:"tun"`               // kernel or userspace
+	TUNWhy       string               `json:"tun_why,omitempty"` // why userspace was chosen
 	Warnings     []string             `json:"warnings,omitempty"`
 }
 
@@ -102,6 +113,8 @@ type Self struct {
 	Tags               []string             `json:"tags,omitempty"`
 	CertificateExpires time.Time            `json:"certificate_expires"`
 	Interface          string               `json:"interface"`
+	TUN                string               `json:"tun"`                 // kernel or userspace
+	TUNWhy             string               `json:"tun_why,omitempty"`   // why userspace was chosen
 	Port               uint16               `json:"port"`                // UDP
 	Endpoints          []Endpoint           `json:"endpoints,omitempty"` // in the order in which peers should try
 	NAT                *NAT                 `json:"nat,omitempty"`
