@@ -250,6 +250,13 @@ func (n *Node) start(ctx context.Context, task func(context.Context) error) erro
 	return &localapi.Error{Code: localapi.CodeNotRunning, Message: "the daemon is ending", Hint: "run: pilot up"}
 }
 
+// Member tells whether this node belongs to a network, up or not.
+func (n *Node) Member() bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.saved.member()
+}
+
 // Down ends the daemon: the network stays known, and pilot up brings it back.
 func (n *Node) Down(context.Context) (localapi.DownResult, error) {
 	n.mu.Lock()

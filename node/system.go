@@ -18,8 +18,10 @@ import (
 	"github.com/pilot-protocol/pilot/underlay"
 )
 
-// mtu is the overlay's, in bytes: 1420 leaves room for the record and the outer headers on a path of 1500.
-const mtu = 1420
+// MTU is the overlay's, in bytes: 1420 leaves room for the record and the outer headers on a path of 1500.
+const MTU = 1420
+
+const mtu = MTU
 
 // port is the UDP port that a node asks for; it takes another one where this is in use.
 const port = 7745
@@ -62,6 +64,9 @@ type System interface {
 
 // dialLimit bounds how long one TCP connection to a relay may take to be made.
 const dialLimit = 10 * time.Second
+
+// Host returns the real System, of a node with this state folder: for a System that differs from it in some ways.
+func Host(stateDir string, log *slog.Logger) System { return host{stateDir: stateDir, log: log} }
 
 // host is the real System.
 type host struct {

@@ -48,6 +48,7 @@ const (
 	virtioSize      = 10
 	virtioNeedsCsum = 1
 	virtioNone      = 0
+	virtioTCPv4     = 1
 	virtioTCPv6     = 4
 	virtioUDP       = 5
 	virtioECN       = 0x80
@@ -56,7 +57,7 @@ const (
 var errPieces = errors.New("more than MaxPieces pieces")
 
 // decode reads a header that came with a packet of n bytes. It reports false for one that contradicts itself or means
-// nothing here.
+// nothing here. A burst of IPv4 is KindTCP too: the packet says what it is. None is ever written.
 func (h *Header) decode(b *[virtioSize]byte, n int) bool {
 	*h = Header{
 		Partial: b[0]&virtioNeedsCsum != 0,
@@ -68,12 +69,12 @@ func (h *Header) decode(b *[virtioSize]byte, n int) bool {
 	switch b[1] {
 	case virtioNone:
 		h.Segment, h.Length = 0, 0
-	case virtioTCPv6, virtioTCPv6 | virtioECN:
+	case virtioTCPv4, virtioTCPv4 | virtioECN, virtioTCPv6, virtioTCPv6 | virtioECN:
 		h.Kind, h.ECN = KindTCP, b[1]&virtioECN != 0
 	case virtioUDP:
 		h.Kind = KindUDP
 	default:
-		return false // IPv4, and fragmentation by the device, which nobody asked for
+		return false // fragmentation by the device, which nobody asked for
 	}
 	if !h.Partial {
 		h.Start, h.Offset = 0, 0

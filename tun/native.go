@@ -97,3 +97,11 @@ func (d *native) Close() error {
 	}
 	return err
 }
+
+func openFile(name string) (*os.File, error) {
+	return nil, &OpenError{Name: name, Err: errors.ErrUnsupported, Hint: "only Linux passes interfaces between processes"}
+}
+
+func fromFile(_ *os.File, name string, _ int, _ Offloads) (Device, error) {
+	return nil, &OpenError{Name: name, Err: errors.ErrUnsupported, Hint: "only Linux passes interfaces between processes"}
+}

@@ -11,6 +11,7 @@ package tun
 import (
 	"errors"
 	"fmt"
+	"os"
 )
 
 const (
@@ -75,6 +76,25 @@ func Open(name string, mtu int) (Device, error) {
 		return nil, &OpenError{Name: name, Err: ErrName, Hint: "use up to 15 letters, digits, '-', '_' or '.'"}
 	}
 	return open(name, mtu)
+}
+
+// OpenFile makes a TUN interface in the network namespace of the calling thread, as Open does, but returns only the
+// descriptor of its packets: for another process, which gives it to FromFile. Only Linux has that.
+func OpenFile(name string) (*os.File, error) {
+	if !validName(name) {
+		return nil, &OpenError{Name: name, Err: ErrName, Hint: "use up to 15 letters, digits, '-', '_' or '.'"}
+	}
+	return openFile(name)
+}
+
+// FromFile returns the interface whose packets come through a descriptor of OpenFile's, of which it makes one of its own.
+// The interface has this name and MTU already, or will get them: only its owner can set them. Bursts are taken and given as
+// far as limit allows.
+func FromFile(f *os.File, name string, mtu int, limit Offloads) (Device, error) {
+	if mtu < MinMTU || mtu > MaxMTU {
+		return nil, &OpenError{Name: name, Err: fmt.Errorf("%w: %d", ErrMTU, mtu)}
+	}
+	return fromFile(f, name, mtu, limit)
 }
 
 // validName accepts what every system takes: Linux allows 15 bytes, and refuses "." and "..", '/' and spaces. A '%'

@@ -38,17 +38,51 @@ func open(name string, mtu int) (Device, error) {
 		unix.Close(fd)
 		return nil, &OpenError{Name: name, Err: fmt.Errorf("set MTU %d: %w", mtu, err), Hint: hintPermission}
 	}
+	return newQueue(fd, name, mtu, OffloadChecksum|OffloadTCP|OffloadUDP)
+}
+
+// newQueue takes over a descriptor of an interface's packet queue.
+func newQueue(fd int, name string, mtu int, limit Offloads) (Device, error) {
 	wake, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
 	if err != nil {
 		unix.Close(fd)
 		return nil, &OpenError{Name: name, Err: fmt.Errorf("eventfd: %w", err)}
 	}
-	return &queue{name: name, mtu: mtu, fd: fd, wake: wake, offloads: setOffloads(fd)}, nil
+	return &queue{name: name, mtu: mtu, fd: fd, wake: wake, offloads: setOffloads(fd, limit)}, nil
 }
 
-// setOffloads tells the kernel which bursts we take, and finds out which it takes: as much as it can. UDP needs Linux 6.2.
+func openFile(name string) (*os.File, error) {
+	fd, err := openQueue(devicePath, name)
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), devicePath), nil
+}
+
+func fromFile(f *os.File, name string, mtu int, limit Offloads) (Device, error) {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return nil, &OpenError{Name: name, Err: err}
+	}
+	fd := -1
+	var dup error
+	if err := raw.Control(func(number uintptr) { fd, dup = unix.FcntlInt(number, unix.F_DUPFD_CLOEXEC, 0) }); err != nil {
+		dup = err
+	}
+	if dup != nil {
+		return nil, &OpenError{Name: name, Err: fmt.Errorf("take over the descriptor: %w", dup)}
+	}
+	if err := unix.SetNonblock(fd, true); err != nil {
+		unix.Close(fd)
+		return nil, &OpenError{Name: name, Err: fmt.Errorf("take over the descriptor: %w", err)}
+	}
+	return newQueue(fd, name, mtu, limit)
+}
+
+// setOffloads tells the kernel which bursts we take, and finds out which it takes: as much as it can and limit allows. UDP
+// needs Linux 6.2.
 // The kernel refuses flags for IPv6 without those for IPv4, which never comes through here.
-func setOffloads(fd int) Offloads {
+func setOffloads(fd int, limit Offloads) Offloads {
 	const tcp = unix.TUN_F_CSUM | unix.TUN_F_TSO4 | unix.TUN_F_TSO6
 	for _, try := range []struct {
 		flags int
@@ -59,7 +93,7 @@ func setOffloads(fd int) Offloads {
 		{tcp, OffloadChecksum | OffloadTCP},
 		{unix.TUN_F_CSUM, OffloadChecksum},
 	} {
-		if unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, try.flags) == nil {
+		if try.can&^limit == 0 && unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, try.flags) == nil {
 			return try.can
 		}
 	}

@@ -12,6 +12,8 @@ import (
 	"path/filepath"
 	"sync"
 	"time"
+
+	"github.com/pilot-protocol/pilot/node/sandbox"
 )
 
 // fakeSystem is a host in memory.
@@ -26,6 +28,7 @@ type fakeSystem struct {
 	node    func(dir string) (runner, error)
 	cleaned []string
 	clean   error
+	run     func(sandbox.Options) (int, error)
 
 	locked     error // what Cleanup returns until unlockedAt
 	unlockedAt time.Time
@@ -47,6 +50,14 @@ func (s *fakeSystem) Cleanup(dir string) error {
 }
 
 func (s *fakeSystem) NewNode(dir string, _ *slog.Logger) (runner, error) { return s.node(dir) }
+
+func (s *fakeSystem) RunSandbox(_ context.Context, o sandbox.Options) (int, error) { return s.run(o) }
+
+func (s *fakeSystem) SandboxStage(program []string) error {
+	return fmt.Errorf("staged %q", program)
+}
+
+func (s *fakeSystem) SandboxInit([]string) (int, error) { return 42, nil }
 
 func (s *fakeSystem) ServeDNS(_ context.Context, backupDir string, _ *slog.Logger) error {
 	return errors.New("served with " + backupDir)

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -16,6 +17,7 @@ import (
 
 	"github.com/pilot-protocol/pilot/node"
 	"github.com/pilot-protocol/pilot/node/localapi"
+	"github.com/pilot-protocol/pilot/node/sandbox"
 	"github.com/pilot-protocol/pilot/platform"
 )
 
@@ -66,6 +68,32 @@ func (host) NewNode(stateDir string, log *slog.Logger) (runner, error) {
 		return nil, coded(err)
 	}
 	return n, nil
+}
+
+func (host) SandboxStage(program []string) error       { return sandbox.Stage(program) }
+func (host) SandboxInit(program []string) (int, error) { return sandbox.Init(program) }
+
+func (host) RunSandbox(ctx context.Context, o sandbox.Options) (int, error) {
+	if err := platform.SecureDir(o.StateDir, 0o700); err != nil {
+		return 0, coded(err)
+	}
+	if !o.Ephemeral {
+		log, closer, err := runLog(o.StateDir)
+		if err != nil {
+			return 0, err
+		}
+		defer closer.Close()
+		o.Log = log
+	}
+	s, err := sandbox.New(o)
+	if err != nil {
+		return 0, coded(err)
+	}
+	received := make(chan os.Signal, 16)
+	notifyForwarded(received)
+	defer signal.Stop(received)
+	status, err := s.Run(ctx, received)
+	return status, coded(err)
 }
 
 func (host) Alive(pid int) bool {

@@ -74,6 +74,12 @@ func exitMeaning(status int) string {
 		return "the state folder is damaged, locked, insecure or of a newer pilot"
 	case exitInterrupted:
 		return "interrupted"
+	case exitRun:
+		return "the program was not run; all statuses but these three are the program's own, 128 and more if a signal ended it"
+	case exitNotExecutable:
+		return "the program can't be run"
+	case exitNoProgram:
+		return "there is no such program"
 	}
 	return "unknown"
 }

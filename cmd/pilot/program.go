@@ -87,8 +87,9 @@ func (p *program) app() *cli.App {
 
 func (p *program) commands() []*cli.Command {
 	all := []*cli.Command{
-		p.upCommand(), p.downCommand(), p.statusCommand(), p.pingCommand(), p.netcheckCommand(), p.agentsCommand(), p.whoisCommand(),
+		p.upCommand(), p.downCommand(), p.runCommand(), p.statusCommand(), p.pingCommand(), p.netcheckCommand(), p.agentsCommand(), p.whoisCommand(),
 		p.inviteCommand(), p.trustCommand(), p.coordinatorCommand(), p.relayCommand(), p.daemonCommand(), p.dnsSettingsCommand(),
+		p.stageCommand(), p.initCommand(),
 		p.versionCommand(), p.completionCommand(), p.helpCommand(),
 	}
 	for _, c := range all {

@@ -6,6 +6,8 @@ import (
 	"context"
 	"log/slog"
 	"net"
+
+	"github.com/pilot-protocol/pilot/node/sandbox"
 )
 
 // system is what the commands need of the host and of the node, beside the daemon's socket. An error that has a code of
@@ -28,6 +30,17 @@ type system interface {
 	// ServeDNS changes the host's DNS settings as it is told over the socket that standard input is, and undoes that when
 	// the connection or ctx ends.
 	ServeDNS(ctx context.Context, backupDir string, log *slog.Logger) error
+	sandboxes
+}
+
+// sandboxes are programs that are agents of their own.
+type sandboxes interface {
+	// RunSandbox runs a program and returns its exit status.
+	RunSandbox(context.Context, sandbox.Options) (status int, err error)
+	// SandboxStage sets up the sandbox in which this process is, and becomes its first process.
+	SandboxStage(program []string) error
+	// SandboxInit runs the program in a sandbox whose first process this is, and returns its exit status.
+	SandboxInit(program []string) (status int, err error)
 }
 
 // service is the daemon as the system's service manager runs it.

@@ -237,20 +237,25 @@ func (p *program) readInvite(c *cli.Context) (string, error) {
 		}
 		text = string(raw)
 	case file != "":
-		f, err := os.Open(file)
-		if err != nil {
-			return "", usage("the invite can't be read: %v", err)
-		}
-		defer f.Close()
-		raw, err := io.ReadAll(io.LimitReader(f, maxInviteFile))
-		if err != nil {
-			return "", usage("the invite can't be read: %v", err)
-		}
-		text = string(raw)
+		return readInviteFile(file)
 	case text == "":
 		return "", nil
 	}
 	return findInvite(text)
+}
+
+// readInviteFile takes the invite out of a file.
+func readInviteFile(file string) (string, error) {
+	f, err := os.Open(file)
+	if err != nil {
+		return "", usage("the invite can't be read: %v", err)
+	}
+	defer f.Close()
+	raw, err := io.ReadAll(io.LimitReader(f, maxInviteFile))
+	if err != nil {
+		return "", usage("the invite can't be read: %v", err)
+	}
+	return findInvite(string(raw))
 }
 
 // findInvite takes the invite out of a text, in which "pilot up" may stand before it as it is printed.

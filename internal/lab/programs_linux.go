@@ -15,7 +15,7 @@ import (
 func packages() map[string]string {
 	return map[string]string{
 		"bash": "bash", "ip": "iproute2", "ss": "iproute2", "mount": "mount", "hostname": "hostname",
-		"nsenter": "util-linux", "sysctl": "procps", "ps": "procps", "curl": "curl", "python3": "python3",
+		"nsenter": "util-linux", "setpriv": "util-linux", "sysctl": "procps", "ps": "procps", "curl": "curl", "python3": "python3",
 		"ping": "iputils-ping", "iperf3": "iperf3", "dig": "dnsutils", "tcpdump": "tcpdump",
 		"nft": "nftables", "conntrack": "conntrack",
 		"ssh": "openssh-client", "ssh-keygen": "openssh-client", "sshd": "openssh-server",

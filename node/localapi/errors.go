@@ -31,6 +31,8 @@ const (
 	CodeStateLocked    = "STATE_LOCKED"    // another daemon uses the state folder
 	CodeInsecurePath   = "INSECURE_PATH"   // somebody else could have put the socket or folder there
 	CodeNoTUN          = "NO_TUN"          // the virtual interface can't be made
+	CodeNoNamespace    = "NO_NAMESPACE"    // this user may not make the namespaces of a sandbox
+	CodeUnsupported    = "UNSUPPORTED"     // this system has no such thing
 	CodePermission     = "PERMISSION"      // root, or the group pilot, is needed
 	CodePortTaken      = "PORT_TAKEN"      // the coordinator's port is in use
 	CodeVersionDiffers = "VERSION_DIFFERS" // CLI and daemon don't understand each other
@@ -72,7 +74,7 @@ func ExitStatus(code string) int {
 		return ExitUsage
 	case CodeNotRunning, CodeNotUp:
 		return ExitNotRunning
-	case CodeForbidden, CodeNotTrusted, CodeRevoked, CodePermission, CodeInviteRevoked:
+	case CodeForbidden, CodeNotTrusted, CodeRevoked, CodePermission, CodeInviteRevoked, CodeNoNamespace:
 		return ExitForbidden
 	case CodeNotFound:
 		return ExitNotFound

@@ -83,6 +83,12 @@ type UpResult struct {
 	Warnings     []string             `json:"warnings,omitempty"`
 }
 
+// RunResult is what pilot run says at its end.
+type RunResult struct {
+	Name       string `json:"name"`        // of the agent
+	ExitStatus int    `json:"exit_status"` // of the program
+}
+
 // DownResult is the answer to down.
 type DownResult struct {
 	PID int `json:"pid"` // of the daemon that is ending

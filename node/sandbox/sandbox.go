@@ -1,0 +1,193 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package sandbox runs an unmodified program as an agent of its own, without any privilege.
+//
+// The program runs in namespaces of its own, with one interface, whose packets this process carries: those for the network
+// are a node's in this process, all others end in a userspace stack, from where connections are made that the rules allow.
+// Names are answered by the node too. It is a sandbox for the network: what files the program may read and write is not its
+// matter, but for those by which it could get around it.
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/pilot-protocol/pilot/netstack"
+	"github.com/pilot-protocol/pilot/node"
+	"github.com/pilot-protocol/pilot/node/localapi"
+	"github.com/pilot-protocol/pilot/platform"
+)
+
+// Options of New. All but Log, Hide and Invite are needed.
+type Options struct {
+	// Program is the command line to run, and Env its environment.
+	Program, Env []string
+	// StateDir is the folder of the agent, and Ephemeral says that both are of no use after the program.
+	StateDir  string
+	Ephemeral bool
+	Name      string
+	// Invite is asked for an invite where the agent is no member of a network yet.
+	Invite  func(context.Context) (string, error)
+	Hide    []string // more folders that the program must not see
+	Version string
+	Log     *slog.Logger
+}
+
+// Sandbox is a program that can be run once.
+type Sandbox struct {
+	o       Options
+	system  *system
+	node    *node.Node
+	gateway *netstack.Gateway
+}
+
+// New makes everything that can fail before an invite is used up: the namespaces, the interface, the node. Run ends them.
+func New(o Options) (s *Sandbox, err error) {
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	s = &Sandbox{o: o}
+	defer func() {
+		if err != nil {
+			s.close()
+			err = explain(err)
+		}
+	}()
+	started, err := platform.StartSandbox(stageArgs(o.Program), o.Env)
+	if err != nil {
+		return nil, err
+	}
+	s.system = &system{System: node.Host(o.StateDir, o.Log), stage: &stage{Sandbox: started}, hostname: o.Name}
+	s.system.splitter.mtu = networkMTU
+	s.system.hide = hidden(o)
+	if _, s.system.file, err = s.system.stage.hear(); err != nil {
+		return nil, err
+	}
+	s.gateway, err = netstack.NewGateway(netstack.GatewayOptions{
+		Sources: sources(), MTU: linkMTU, Log: o.Log,
+		Open: func(context.Context, netstack.Flow) (func(c net.Conn), error) { return nil, syscall.EACCES },
+	})
+	if err != nil {
+		return nil, err
+	}
+	s.system.outside = s.gateway.Device("outside")
+	s.system.splitter.outside = s.system.outside
+	s.node, err = node.New(node.Options{StateDir: o.StateDir, Version: o.Version, Log: o.Log, System: s.system})
+	return s, err
+}
+
+// sources are what the sandbox's kernel may send from: the agent's address, which is not known before the network is, and
+// the one for IPv4.
+func sources() []netip.Prefix {
+	return []netip.Prefix{netip.MustParsePrefix("fd00::/8"), netip.PrefixFrom(outsideAddress(), 32)}
+}
+
+// hidden are the folders by which the program could act as its own node or as another one, and the sockets of services.
+func hidden(o Options) []string {
+	dirs := append([]string{o.StateDir, platform.DefaultStateDir(), filepath.Dir(platform.SocketPath(platform.DefaultStateDir()))}, o.Hide...)
+	return append(dirs, platform.HostSockets(dirs)...)
+}
+
+// close ends what New has made.
+func (s *Sandbox) close() {
+	if s.system != nil {
+		s.system.stage.Kill()
+		_ = s.system.stage.Close()
+		_, _ = s.system.stage.Wait()
+		if s.system.file != nil {
+			_ = s.system.file.Close()
+		}
+	}
+	if s.gateway != nil {
+		_ = s.gateway.Close()
+	}
+}
+
+// Run joins the network, runs the program, and returns its exit status after its end. Until the program runs it ends with
+// ctx; later only a signal ends it, or a failure of the node.
+func (s *Sandbox) Run(ctx context.Context, signals <-chan os.Signal) (status int, err error) {
+	defer func() {
+		s.close()
+		if s.o.Ephemeral {
+			err = errors.Join(err, os.RemoveAll(s.o.StateDir))
+		}
+		err = explain(err)
+	}()
+	group, inner := errgroup.WithContext(context.WithoutCancel(ctx))
+	inner, cancel := context.WithCancel(inner)
+	defer cancel()
+	group.Go(func() error { return s.node.Run(inner) })
+	group.Go(s.system.splitter.run)
+	group.Go(func() error {
+		<-inner.Done()
+		return s.system.outside.Close()
+	})
+	starting, stop := context.WithCancel(inner)
+	defer context.AfterFunc(ctx, stop)()
+	if err := s.start(starting); err != nil {
+		cancel()
+		return 0, errors.Join(err, group.Wait())
+	}
+	stop()
+	ended := make(chan struct{})
+	group.Go(func() error {
+		s.forward(inner, signals, ended)
+		return nil
+	})
+	status, err = s.system.stage.Wait()
+	close(ended)
+	cancel()
+	if failed := group.Wait(); failed != nil {
+		s.o.Log.Debug("the network ended with the program", "error", failed)
+	}
+	return status, err
+}
+
+// start brings the network up and lets the program begin.
+func (s *Sandbox) start(ctx context.Context) error {
+	request := localapi.UpRequest{Name: s.o.Name}
+	if !s.node.Member() {
+		invite, err := s.o.Invite(ctx)
+		if err != nil {
+			return err
+		}
+		request.Invite = invite
+	}
+	if _, err := s.node.Up(ctx, request); err != nil {
+		return err
+	}
+	if _, err := s.system.stage.ask(order{Start: true}); err != nil {
+		return fmt.Errorf("start the program: %w", err)
+	}
+	return nil
+}
+
+// forward passes signals on until the program has ended. Without the node it is of no use any more.
+func (s *Sandbox) forward(ctx context.Context, signals <-chan os.Signal, ended <-chan struct{}) {
+	for {
+		select {
+		case <-ended:
+			return
+		case <-ctx.Done():
+			s.system.stage.Kill()
+			return
+		case received := <-signals:
+			if number, ok := received.(syscall.Signal); ok {
+				_ = s.system.stage.Signal(number) // it may have ended just now
+			}
+		}
+	}
+}
+
+// farewell bounds how long an agent may take to leave.
+const farewell = 5 * time.Second
