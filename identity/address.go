@@ -36,6 +36,14 @@ func Address(authority AuthorityPublic, agent AgentPublic) netip.Addr {
 	return netip.AddrFrom16(a)
 }
 
+// PrefixOf returns the prefix of the network that an agent's address is in; the zero Prefix for what is no IPv6 address.
+func PrefixOf(addr netip.Addr) netip.Prefix {
+	if !addr.Is6() || addr.Is4In6() {
+		return netip.Prefix{}
+	}
+	return netip.PrefixFrom(addr.WithZone(""), PrefixBits).Masked()
+}
+
 // ServiceAddress returns the network's address …::53, which each node answers itself.
 func ServiceAddress(prefix netip.Prefix) netip.Addr {
 	a := prefix.Masked().Addr().As16()

@@ -198,6 +198,7 @@ func (n *Node) Run(ctx context.Context) error {
 	defer cancel()
 	server := localapi.NewServer(localapi.ServerOptions{
 		Daemon: n, Trust: n, Checker: n, Caller: n.opts.Caller, Metrics: n.metrics(), Log: n.log,
+		Version: n.opts.Version,
 	})
 	group.Go(func() error { return server.Serve(ctx, listener) })
 	group.Go(func() error {

@@ -176,10 +176,10 @@ func startDaemonOn(t *testing.T, dir string, system *memorySystem) *daemon {
 	ctx, cancel := context.WithCancel(t.Context())
 	d.stop = cancel
 	go func() { d.ended <- n.Run(ctx) }()
-	d.Client = localapi.NewClient(func(ctx context.Context) (net.Conn, error) {
+	d.Client = localapi.NewClient(localapi.ClientOptions{Dial: func(ctx context.Context) (net.Conn, error) {
 		var dialer net.Dialer
 		return dialer.DialContext(ctx, "unix", d.system.socket)
-	})
+	}})
 	t.Cleanup(d.end)
 	for {
 		if _, err := d.Status(t.Context()); err == nil {

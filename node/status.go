@@ -4,6 +4,7 @@ package node
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"os"
@@ -40,7 +41,15 @@ func (n *Node) Status(context.Context) (localapi.Status, error) {
 		Addresses: n.saved.Coordinators, Hosted: n.saved.Hosted, Connected: m.link.connected, Since: m.link.since, NextTry: m.link.nextTry,
 	}
 	if m.link.err != nil {
-		s.Coordinator.Error = explain(m.link.err).Error()
+		explained := explain(m.link.err)
+		s.Coordinator.Error = explained.Error()
+		if e := (*localapi.Error)(nil); errors.As(explained, &e) {
+			s.Coordinator.Code = e.Code
+		}
+	}
+	if offset, known := m.client.Load().ClockOffset(); known {
+		seconds := offset.Seconds()
+		s.Coordinator.ClockOffset = &seconds
 	}
 	n.statusPeers(&s, m)
 	n.statusProblems(&s, m)

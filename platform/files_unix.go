@@ -9,7 +9,9 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"os/user"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 
@@ -43,6 +45,18 @@ func SecureDir(path string, perm fs.FileMode) error {
 		return fmt.Errorf("make folder: %w", err)
 	}
 	return checkDir(path, trusted)
+}
+
+// CheckDir looks at a folder as SecureDir does at one that exists, and makes none. The account of the system's service may
+// own it too.
+func CheckDir(path string) error {
+	return checkDir(filepath.Clean(path), func(uid uint32) bool {
+		if trusted(uid) {
+			return true
+		}
+		account, err := user.Lookup(serviceAccount)
+		return err == nil && strconv.FormatUint(uint64(uid), 10) == account.Uid
+	})
 }
 
 // checkDir refuses a folder that anybody but those who are trusted could change, or that stands in a place where anybody

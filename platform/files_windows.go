@@ -47,6 +47,9 @@ func SecureDir(path string, _ fs.FileMode) error {
 	return checkDir(path)
 }
 
+// CheckDir looks at a folder as SecureDir does at one that exists, and makes none.
+func CheckDir(path string) error { return checkDir(filepath.Clean(path)) }
+
 func checkDir(path string) error {
 	info, err := os.Lstat(path)
 	if err != nil {

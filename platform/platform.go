@@ -34,6 +34,9 @@ var (
 // controlGroup is the group whose members may control the daemon.
 const controlGroup = "pilot"
 
+// ControlGroup names the group whose members may control the daemon, where there is one.
+func ControlGroup() string { return controlGroup }
+
 // serviceAccount is the user that the system service runs as, where a package has made it.
 const serviceAccount = "pilot"
 

@@ -15,6 +15,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/pilot-protocol/pilot/node/localapi"
+	"github.com/pilot-protocol/pilot/platform/inspect"
 )
 
 // running is a program whose daemon is the fake one.
@@ -34,7 +35,7 @@ func newRunning(t *testing.T, d *fakeDaemon) *running {
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	r := &running{sys: &fakeSystem{dir: dir}, daemon: d}
-	r.program = &program{sys: r.sys, stdin: strings.NewReader(""), stdout: &r.out, stderr: &r.err}
+	r.program = &program{sys: r.sys, look: inspect.Look, stdin: strings.NewReader(""), stdout: &r.out, stderr: &r.err}
 	if d != nil {
 		r.serve(t)
 	}
@@ -146,7 +147,7 @@ func TestAbuse06InviteIsNotRepeatedInErrors(t *testing.T) {
 func TestAbuse18HostileTextNeverReachesTheTerminalRaw(t *testing.T) {
 	evil := "\x1b]0;owned\x07\x1b[2J\r\nagent trusted\x00\x7f\u009b31m\u202egnp.exe\u2066\u200b\U000e0041\xff\t"
 	commands := [][]string{
-		{"up"}, {"status"}, {"netcheck"}, {"ping", "warehouse", "--count", "1"}, {"ping", "gone", "--count", "1"}, {"ping", "nobody"}, {"invite"}, {"agents"},
+		{"up"}, {"status"}, {"netcheck"}, {"doctor", "--all"}, {"ping", "warehouse", "--count", "1"}, {"ping", "gone", "--count", "1"}, {"ping", "nobody"}, {"invite"}, {"agents"},
 		{"whois", "warehouse"}, {"whois", "nobody"}, {"trust", "warehouse", "--reason", "x"}, {"trust", "approve", "auditor"}, {"trust", "reject", "stranger"},
 		{"trust", "pending"}, {"trust", "ls"}, {"up", "--name", "taken"}, {evil}, {"status", evil}, {"status", "--" + evil}, {"ping", evil, "--count", "1"},
 	}

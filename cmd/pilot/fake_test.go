@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -30,8 +31,9 @@ type fakeDaemon struct {
 	invite []localapi.InviteRequest
 	pings  int
 
-	evil string // put into every text, if set
-	stop func() // by down
+	evil    string // put into every text, if set
+	version string // empty: v0.1.0 in the status, and none in the header
+	stop    func() // by down
 }
 
 func addr(last string) netip.Addr { return netip.MustParseAddr("fd5c:1d2:93a0::" + last) }
@@ -93,12 +95,13 @@ func (d *fakeDaemon) Down(context.Context) (localapi.DownResult, error) {
 func (d *fakeDaemon) Status(context.Context) (localapi.Status, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	version := cmp.Or(d.version, "v0.1.0")
 	if d.state != localapi.StateUp {
-		return localapi.Status{State: d.state, Version: "v0.1.0", PID: 4711, Peers: []localapi.PeerStatus{}}, nil
+		return localapi.Status{State: d.state, Version: version, PID: 4711, Peers: []localapi.PeerStatus{}}, nil
 	}
 	now := time.Now()
 	return localapi.Status{
-		State: d.state, Version: "v0.1.0", PID: 4711, Network: d.text("pilot"), Zone: "pilot.internal", Authority: identity.AuthorityPublic{2}.String(),
+		State: d.state, Version: version, PID: 4711, Network: d.text("pilot"), Zone: "pilot.internal", Authority: identity.AuthorityPublic{2}.String(),
 		Self: &localapi.Self{
 			Name: "planner", FQDN: d.text("planner.pilot.internal"), Address: addr("a"), Key: identity.AgentPublic{1}, Tags: []string{d.text("admin")},
 			CertificateExpires: now.Add(23*time.Hour + time.Minute), Interface: "pilot0", Port: 7745, DNS: d.text("resolved"),
@@ -222,7 +225,7 @@ func (d *fakeDaemon) serve(ctx context.Context, socket string) error {
 	}
 	ctx, d.stop = context.WithCancel(ctx)
 	defer d.stop()
-	s := localapi.NewServer(localapi.ServerOptions{Daemon: d, Trust: d, Checker: d, Caller: func(net.Conn) error { return nil }, Log: slog.New(slog.DiscardHandler)})
+	s := localapi.NewServer(localapi.ServerOptions{Daemon: d, Trust: d, Checker: d, Caller: func(net.Conn) error { return nil }, Log: slog.New(slog.DiscardHandler), Version: d.version})
 	return s.Serve(ctx, l)
 }
 

@@ -88,7 +88,7 @@ func writeOverview(w io.Writer, app *cli.App) {
 	writeCommands(w, "pilot", app.Commands)
 	writeFlags(w, "flags of all commands", app.Flags)
 	fmt.Fprintf(w, "\nexit statuses:\n")
-	for status := localapi.ExitOK; status <= localapi.ExitState; status++ {
+	for status := localapi.ExitOK; status <= localapi.ExitProblems; status++ {
 		fmt.Fprintf(w, "  %-5d%s\n", status, exitMeaning(status))
 	}
 	fmt.Fprintf(w, "  %-5d%s\n\nmore: pilot help COMMAND\n", exitInterrupted, exitMeaning(exitInterrupted))

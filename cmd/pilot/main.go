@@ -8,6 +8,8 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+
+	"github.com/pilot-protocol/pilot/platform/inspect"
 )
 
 func main() {
@@ -19,6 +21,6 @@ func main() {
 
 // run is pilot as a function: it carries out one command line, args[0] included, and returns the exit status.
 func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
-	p := &program{sys: host{}, stdin: stdin, stdout: stdout, stderr: stderr}
+	p := &program{sys: host{}, look: inspect.Look, stdin: stdin, stdout: stdout, stderr: stderr}
 	return p.run(ctx, args)
 }

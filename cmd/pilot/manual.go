@@ -72,6 +72,8 @@ func exitMeaning(status int) string {
 		return "a key is not the one that was expected: somebody may be in between"
 	case localapi.ExitState:
 		return "the state folder is damaged, locked, insecure or of a newer pilot"
+	case localapi.ExitProblems:
+		return "problems were found"
 	case exitInterrupted:
 		return "interrupted"
 	case exitRun:

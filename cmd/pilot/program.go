@@ -5,15 +5,18 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"net"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"github.com/urfave/cli/v2"
 
 	"github.com/pilot-protocol/pilot/node/localapi"
+	"github.com/pilot-protocol/pilot/platform/inspect"
 )
 
 // completeFlag is what the completion scripts put at the end of an unfinished command line.
@@ -22,10 +25,13 @@ const completeFlag = "--generate-bash-completion"
 // program is one run of pilot.
 type program struct {
 	sys            system
+	look           func(context.Context, inspect.Question) inspect.Host // at this host
 	stdin          io.Reader
 	stdout, stderr io.Writer
-	last           string // the word that a shell is completing, where it is one that begins with "-"
-	place          string // the state folder of this call, once it was looked for
+	version        string    // in place of the one that the binary was built with
+	differs        sync.Once // for the warning that the daemon is of another minor version
+	last           string    // the word that a shell is completing, where it is one that begins with "-"
+	place          string    // the state folder of this call, once it was looked for
 }
 
 // run carries out a command line and returns the exit status.
@@ -87,7 +93,8 @@ func (p *program) app() *cli.App {
 
 func (p *program) commands() []*cli.Command {
 	all := []*cli.Command{
-		p.upCommand(), p.downCommand(), p.runCommand(), p.statusCommand(), p.pingCommand(), p.netcheckCommand(), p.agentsCommand(), p.whoisCommand(),
+		p.upCommand(), p.downCommand(), p.runCommand(), p.statusCommand(), p.pingCommand(), p.netcheckCommand(), p.doctorCommand(),
+		p.agentsCommand(), p.whoisCommand(),
 		p.inviteCommand(), p.trustCommand(), p.coordinatorCommand(), p.relayCommand(), p.daemonCommand(), p.dnsSettingsCommand(),
 		p.stageCommand(), p.initCommand(),
 		p.versionCommand(), p.completionCommand(), p.helpCommand(),
@@ -165,13 +172,30 @@ func (p *program) client(c *cli.Context) (*localapi.Client, error) {
 }
 
 func (p *program) clientAt(socket string) *localapi.Client {
-	return localapi.NewClient(func(ctx context.Context) (net.Conn, error) {
-		conn, err := p.sys.Dial(ctx, socket)
-		if err != nil {
-			return nil, dialError(ctx, socket, err)
-		}
-		return conn, nil
+	return localapi.NewClient(localapi.ClientOptions{
+		Version: p.ownVersion(),
+		Differs: func(daemon string) {
+			p.differs.Do(func() {
+				fmt.Fprintf(p.stderr, "pilot: warning: this is pilot %s, and the daemon that runs is %s\nhint: restart the daemon: pilot down, then pilot up\n",
+					safe(p.ownVersion()), safe(daemon))
+			})
+		},
+		Dial: func(ctx context.Context) (net.Conn, error) {
+			conn, err := p.sys.Dial(ctx, socket)
+			if err != nil {
+				return nil, dialError(ctx, socket, err)
+			}
+			return conn, nil
+		},
 	})
+}
+
+// ownVersion is this program's.
+func (p *program) ownVersion() string {
+	if p.version != "" {
+		return p.version
+	}
+	return buildVersion().Version
 }
 
 // dialError says what it means that the socket can't be reached.

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -23,6 +24,8 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/pilot-protocol/pilot/node/localapi"
+	"github.com/pilot-protocol/pilot/platform"
+	"github.com/pilot-protocol/pilot/platform/inspect"
 )
 
 // TestMain makes this binary a pilot too, for the scripts: all of it is real but for the node and the host.
@@ -30,7 +33,7 @@ func TestMain(m *testing.M) {
 	testscript.Main(leakTest{m}, map[string]func(){"pilot": func() {
 		ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 		defer stop()
-		p := &program{sys: scriptHost{}, stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr}
+		p := &program{sys: scriptHost{}, look: scriptLook, version: os.Getenv("FAKE_VERSION"), stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr}
 		os.Exit(p.run(ctx, os.Args))
 	}})
 }
@@ -79,6 +82,25 @@ func (scriptHost) Start(args []string, logFile string) (int, error) {
 	return pid, os.WriteFile(filepath.Join(dir, "pid"), []byte(strconv.Itoa(pid)), 0o600)
 }
 
+// scriptLook is a host on which all is well, but for the trouble that the environment names.
+func scriptLook(_ context.Context, q inspect.Question) (h inspect.Host) {
+	h.OS = "linux"
+	h.TUN.Value = inspect.TUN{Path: "/dev/net/tun", Exists: true}
+	h.State.Value = inspect.Folder{Path: "/state", Exists: true, Files: true, Free: 1 << 40}
+	h.Clock.Value.Synchronized = true
+	h.Routes.Value.Chosen = q.Interface
+	h.Names.Value.System = []netip.Addr{q.Address}
+	h.Resolver.Value = inspect.Resolver{Choice: platform.Decision{Mode: platform.ModeFile, Reason: "resolv.conf is a plain file"}, File: platform.ResolverFile{Search: []string{"pilot.internal"}}}
+	h.Firewall.Err = errors.New("the firewall's rules are root's to read")
+	switch os.Getenv("FAKE_TROUBLE") {
+	case "tun":
+		h.TUN.Value = inspect.TUN{Path: "/dev/net/tun"}
+	case "vpn":
+		h.Routes.Value = inspect.Routes{Chosen: "tailscale0", Rules: []string{"5270: table 52"}}
+	}
+	return h
+}
+
 func (h scriptHost) NewNode(dir string, _ *slog.Logger) (runner, error) {
 	return newFakeNode(h.SocketPath(dir), os.Getenv("FAKE_TROUBLE"))
 }
@@ -121,13 +143,16 @@ func TestScripts(t *testing.T) {
 
 // fakeCommand runs a fake daemon on the script's socket, in the state that its argument names, until the script ends.
 func fakeCommand(ts *testscript.TestScript, neg bool, args []string) {
-	if neg || len(args) != 1 {
-		ts.Fatalf("usage: fake up|down|starting")
+	if neg || len(args) < 1 || len(args) > 2 {
+		ts.Fatalf("usage: fake up|down|starting [VERSION]")
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	socket := filepath.Join(ts.Getenv("PILOT_STATE"), "pilot.sock")
 	d := &fakeDaemon{state: args[0]}
+	if len(args) > 1 {
+		d.version = args[1]
+	}
 	go func() { ended <- d.serve(ctx, socket) }()
 	ts.Defer(func() {
 		cancel()

@@ -53,7 +53,12 @@ type Client struct {
 	http      *http.Client
 	transport *http.Transport
 	current   atomic.Uint32 // index of the address that answered last
+	now       func() time.Time
+	told      atomic.Pointer[toldTime] // nil: no answer has told a time
 }
+
+// toldTime is the coordinator's time, and ours at that moment, with the monotonic clock's.
+type toldTime struct{ theirs, ours time.Time }
 
 // NewClient returns a client. It makes no connection yet; CloseIdleConnections ends those that it keeps.
 func NewClient(o ClientOptions) (*Client, error) {
@@ -67,7 +72,7 @@ func NewClient(o ClientOptions) (*Client, error) {
 		direct := &net.Dialer{Timeout: handshakeLimit, KeepAliveConfig: KeepAlive()}
 		o.Dial = proxy.New(proxy.Options{Dial: direct.DialContext}).DialContext
 	}
-	c := &Client{}
+	c := &Client{now: o.Now}
 	for _, a := range o.Addresses {
 		addr, err := normalAddress(a)
 		if err != nil {
@@ -101,6 +106,24 @@ func NewClient(o ClientOptions) (*Client, error) {
 // when those stay away: by Go's default it would ask every 15 seconds, and idle hosts would never sleep.
 func KeepAlive() net.KeepAliveConfig {
 	return net.KeepAliveConfig{Enable: true, Idle: PingInterval + 15*time.Second, Interval: 15 * time.Second, Count: 4}
+}
+
+// heard takes the date of an answer.
+func (c *Client) heard(date string) {
+	if at, err := http.ParseTime(date); err == nil {
+		c.told.Store(&toldTime{theirs: at.Add(time.Second / 2), ours: c.now()}) // it told the whole second, which has begun
+	}
+}
+
+// ClockOffset is by how much the coordinator's clock is ahead of this host's; known is false before its first answer. It is
+// right within a second and the time that the latest answer took, also after this host's clock was set.
+func (c *Client) ClockOffset() (offset time.Duration, known bool) {
+	told := c.told.Load()
+	if told == nil {
+		return 0, false
+	}
+	now := c.now()
+	return told.theirs.Add(now.Sub(told.ours)).Sub(now.Round(0)), true
 }
 
 // CloseIdleConnections closes connections that are kept for later calls.
@@ -282,6 +305,7 @@ func (c *Client) open(ctx context.Context, addr, method, path string, body []byt
 		}
 		return nil, unavailable(err)
 	}
+	c.heard(resp.Header.Get("Date"))
 	if resp.StatusCode == http.StatusOK {
 		return resp, nil
 	}

@@ -19,13 +19,26 @@ const host = "pilot"
 // maxAnswer bounds what a client reads, in bytes.
 const maxAnswer = 16 << 20
 
-// Client talks to the daemon. It is safe for concurrent use.
-type Client struct{ http *http.Client }
+// ClientOptions say how a client reaches the daemon, and who it is. Only Dial is required.
+type ClientOptions struct {
+	// Dial connects to the daemon. It should check who owns the socket.
+	Dial func(ctx context.Context) (net.Conn, error)
+	// Version is this program's. A daemon of another major version is asked for nothing but to end.
+	Version string
+	// Differs is told of a daemon of another minor version, with each of its answers.
+	Differs func(daemon string)
+}
 
-// NewClient returns a client that reaches the daemon by dial, which should check who owns the socket.
-func NewClient(dial func(ctx context.Context) (net.Conn, error)) *Client {
-	return &Client{http: &http.Client{Transport: &http.Transport{
-		DialContext:       func(ctx context.Context, _, _ string) (net.Conn, error) { return dial(ctx) },
+// Client talks to the daemon. It is safe for concurrent use.
+type Client struct {
+	http *http.Client
+	opts ClientOptions
+}
+
+// NewClient returns a client.
+func NewClient(o ClientOptions) *Client {
+	return &Client{opts: o, http: &http.Client{Transport: &http.Transport{
+		DialContext:       func(ctx context.Context, _, _ string) (net.Conn, error) { return o.Dial(ctx) },
 		DisableKeepAlives: true,
 	}}}
 }
@@ -42,7 +55,7 @@ func (c *Client) Up(ctx context.Context, r UpRequest) (UpResult, error) {
 
 // Down ends the daemon.
 func (c *Client) Down(ctx context.Context) (DownResult, error) {
-	return call[DownResult](ctx, c, http.MethodPost, "/v1/down", struct{}{})
+	return call[DownResult](ctx, c, http.MethodPost, downPath, struct{}{})
 }
 
 // Ping sends one echo through the tunnel.
@@ -94,6 +107,9 @@ func call[T any](ctx context.Context, c *Client, method, path string, body any) 
 		return answer, err
 	}
 	req.Header.Set("Content-Type", "application/json")
+	if c.opts.Version != "" {
+		req.Header.Set(VersionHeader, c.opts.Version)
+	}
 	resp, err := c.http.Do(req)
 	if err != nil {
 		if own := (*Error)(nil); errors.As(err, &own) { // from dial
@@ -105,6 +121,9 @@ func call[T any](ctx context.Context, c *Client, method, path string, body any) 
 		return answer, &Error{Code: CodeNotRunning, Message: "no pilot daemon answers: " + err.Error(), Hint: "start it with: pilot up"}
 	}
 	defer resp.Body.Close()
+	if err := c.compare(path, resp.Header.Get(VersionHeader)); err != nil {
+		return answer, err
+	}
 	raw, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
 	if err != nil {
 		return answer, &Error{Code: CodeNotRunning, Message: "the daemon ended in the middle of its answer", Hint: "start it with: pilot up"}
@@ -122,4 +141,18 @@ func call[T any](ctx context.Context, c *Client, method, path string, body any) 
 			Hint: "the daemon may be of another version: run pilot down, then pilot up"}
 	}
 	return answer, nil
+}
+
+// downPath ends a daemon of any version.
+const downPath = "/v1/down"
+
+// compare looks at the version that an answer names; a daemon that names none is older than the header.
+func (c *Client) compare(path, daemon string) error {
+	if e := checkVersion(c.opts.Version, daemon); e != nil && path != downPath {
+		return e
+	}
+	if c.opts.Differs != nil && CompareVersions(c.opts.Version, daemon) == VersionsMinor {
+		c.opts.Differs(daemon)
+	}
+	return nil
 }

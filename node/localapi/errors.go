@@ -63,6 +63,8 @@ const (
 	ExitUnreachable = 7 // coordinator or peer can't be reached, or didn't answer in time
 	ExitKeyMismatch = 8 // a key is not the one that was expected: somebody may be in between
 	ExitState       = 9 // the state folder is damaged, locked, insecure or newer
+
+	ExitProblems = 10 // pilot doctor found problems
 )
 
 // ExitStatus maps a code to the exit status that the CLI ends with.

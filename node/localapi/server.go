@@ -42,6 +42,7 @@ type ServerOptions struct {
 	Checker Checker
 	Caller  Caller
 	Metrics http.Handler // optional
+	Version string       // of this program, for clients to compare
 	Log     *slog.Logger
 }
 
@@ -57,7 +58,7 @@ func NewServer(opts ServerOptions) *Server {
 	d := opts.Daemon
 	s.mux.Handle("GET /v1/status", answer(func(r *http.Request) (any, error) { return d.Status(r.Context()) }))
 	s.mux.Handle("POST /v1/up", post(d.Up))
-	s.mux.Handle("POST /v1/down", answer(func(r *http.Request) (any, error) { return d.Down(r.Context()) }))
+	s.mux.Handle("POST "+downPath, answer(func(r *http.Request) (any, error) { return d.Down(r.Context()) }))
 	s.mux.Handle("POST /v1/ping", post(d.Ping))
 	s.mux.Handle("POST /v1/invites", post(d.Invite))
 	s.mux.Handle("GET /v1/agents", answer(func(r *http.Request) (any, error) { return d.Agents(r.Context()) }))
@@ -109,6 +110,9 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 
 // ServeHTTP refuses what doesn't come from a local program that may call, then answers.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if s.opts.Version != "" {
+		w.Header().Set(VersionHeader, s.opts.Version)
+	}
 	if err := s.admit(r); err != nil {
 		fail(w, err)
 		return

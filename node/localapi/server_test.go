@@ -79,10 +79,10 @@ func serve(t *testing.T, d *daemon, caller Caller) (socket string) {
 func anybody(net.Conn) error { return nil }
 
 func client(socket string) *Client {
-	return NewClient(func(ctx context.Context) (net.Conn, error) {
+	return NewClient(ClientOptions{Dial: func(ctx context.Context) (net.Conn, error) {
 		var d net.Dialer
 		return d.DialContext(ctx, "unix", socket)
-	})
+	}})
 }
 
 func TestCalls(t *testing.T) {

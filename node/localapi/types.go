@@ -17,7 +17,8 @@
 //	GET    /v1/whois?q=…                      → Agent
 //	GET    /metrics            Prometheus text format
 //
-// Errors have a status of 4xx or 5xx and the body {"error":{"code":…,"message":…,"hint":…,"suggestion":…}}.
+// Each answer has the header Pilot-Version, with the daemon's version. Within a major version daemon and clients understand
+// each other. Errors have a status of 4xx or 5xx and the body {"error":{"code":…,"message":…,"hint":…,"suggestion":…}}.
 package localapi
 
 import (
@@ -164,6 +165,9 @@ type CoordinatorState struct {
 	Since     time.Time `json:"since"` // of the present state
 	Error     string    `json:"error,omitempty"`
 	NextTry   time.Time `json:"next_try,omitzero"`
+	Code      string    `json:"code,omitempty"` // of the error
+	// ClockOffset is by how much the coordinator's clock is ahead of this host's, as of its latest answer; it tells whole seconds.
+	ClockOffset *float64 `json:"clock_offset_s,omitempty"`
 }
 
 // Problem is something that needs a look.
