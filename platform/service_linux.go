@@ -47,6 +47,12 @@ func (u systemdUnit) property(name string) string {
 	return s
 }
 
+// Log implements Service.
+func (systemdUnit) Log() string { return "journalctl -u pilot" }
+
+// Host implements Service: systemd is told over a socket (sd_notify), and tells by signals.
+func (systemdUnit) Host() ServiceHost { return nil }
+
 func (u systemdUnit) Installed() bool { return u.property("LoadState") == "loaded" }
 
 func (u systemdUnit) Running() bool {

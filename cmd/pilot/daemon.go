@@ -15,6 +15,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/pilot-protocol/pilot/node/localapi"
+	"github.com/pilot-protocol/pilot/platform"
 )
 
 func (p *program) daemonCommand() *cli.Command {
@@ -31,7 +32,8 @@ network up, if there is one; a new one comes through the socket, by "pilot up". 
 ends (sd_notify).
 
 The log goes to standard error: to the journal where systemd runs it ("journalctl -u pilot"), otherwise to pilot.log in
-the state folder. It has no secrets. If the daemon ends by an error, the last line has its code.`,
+the state folder; warnings of a Windows service also to the event log. It has no secrets. If the daemon ends by an error,
+the last line has its code.`,
 			examples: []string{"pilot daemon --state /srv/pilot --log-level debug"},
 			exits:    []int{localapi.ExitForbidden, localapi.ExitConflict, localapi.ExitState},
 		}.String(),
@@ -43,22 +45,64 @@ func (p *program) daemon(c *cli.Context) error {
 	if err := positional(c, 0, 0); err != nil {
 		return err
 	}
-	log, err := newLog(p.stderr, c.String("log-level"), c.String("log-format"))
-	if err != nil {
-		return err
-	}
 	dir := p.sys.DefaultStateDir() // whoever runs it
 	if c.String("state") != "" {
+		var err error
 		if dir, err = p.stateDir(c); err != nil {
 			return err
 		}
 	}
+	if host := p.sys.Service().Host(); host != nil {
+		return p.daemonInService(c, dir, host)
+	}
+	log, err := newLog(p.stderr, c.String("log-level"), c.String("log-format"))
+	if err != nil {
+		return err
+	}
 	if err := p.serve(c.Context, dir, log, p.notifyReady(log, dir)); err != nil {
-		e := asError(err)
-		log.Error(endedMessage, "code", e.Code, "err", e.Message, "hint", e.Hint)
-		return exit(localapi.ExitStatus(e.Code))
+		return lastLogged(log, err)
 	}
 	return nil
+}
+
+// daemonInService is daemon under a manager that wants to be talked to, and shows its standard error to nobody.
+func (p *program) daemonInService(c *cli.Context, dir string, host platform.ServiceHost) error {
+	file, events, err := host.OpenLog()
+	if err != nil {
+		return err
+	}
+	defer file.Close() // nothing is held back in it
+	handler, err := newHandler(file, c.String("log-level"), c.String("log-format"))
+	if err != nil {
+		return err
+	}
+	log := slog.New(slog.NewMultiHandler(handler, events))
+	if err := host.Recover(); err != nil {
+		log.Warn("the service manager will not start the service again when it fails", "err", err)
+	}
+	return host.Run(c.Context, func(ctx context.Context, ready func()) error {
+		err := p.serve(ctx, dir, log, func(ctx context.Context) error {
+			if err := p.awaitDaemon(ctx, p.clientAt(p.sys.SocketPath(dir)), ctx.Err, "above"); err != nil {
+				if ctx.Err() != nil {
+					return context.Canceled
+				}
+				return err
+			}
+			ready()
+			return nil
+		})
+		if err != nil {
+			return lastLogged(log, err) // now: the manager may end the process when it hears that the service stopped
+		}
+		return nil
+	})
+}
+
+// lastLogged writes down what a daemon ended by, in the line that lastWords looks for, and returns the exit status for it.
+func lastLogged(log *slog.Logger, err error) error {
+	e := asError(err)
+	log.Error(endedMessage, "code", e.Code, "err", e.Message, "hint", e.Hint)
+	return exit(localapi.ExitStatus(e.Code))
 }
 
 // serve runs a node in this process, and ready beside it, until the node ends: by ctx, or by "pilot down".
@@ -166,6 +210,15 @@ func (p *program) upHere(c *cli.Context, request localapi.UpRequest) error {
 
 // newLog makes the log of a daemon.
 func newLog(w io.Writer, level, format string) (*slog.Logger, error) {
+	handler, err := newHandler(w, level, format)
+	if err != nil {
+		return nil, err
+	}
+	return slog.New(handler), nil
+}
+
+// newHandler makes what newLog's log goes through.
+func newHandler(w io.Writer, level, format string) (slog.Handler, error) {
 	var least slog.Level
 	if err := least.UnmarshalText([]byte(level)); err != nil {
 		e := usage("--log-level: %q is no level", level)
@@ -175,9 +228,9 @@ func newLog(w io.Writer, level, format string) (*slog.Logger, error) {
 	options := &slog.HandlerOptions{Level: least}
 	switch format {
 	case "json":
-		return slog.New(slog.NewJSONHandler(w, options)), nil
+		return slog.NewJSONHandler(w, options), nil
 	case "text":
-		return slog.New(slog.NewTextHandler(w, options)), nil
+		return slog.NewTextHandler(w, options), nil
 	}
 	e := usage("--log-format: %q is no format", format)
 	e.Hint = fmt.Sprintf("formats are %s and %s", "json", "text")

@@ -6,9 +6,12 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
+	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -62,6 +65,49 @@ func TestDaemonTellsTheServiceManagerWhenItIsReady(t *testing.T) {
 	}
 	if n, err := notify.Read(message); err != nil || string(message[:n]) != "STOPPING=1" {
 		t.Errorf("at the end the service manager is told %q, %v", message[:n], err)
+	}
+}
+
+// A manager that wants to be talked to is told when the socket answers, and stops the daemon by its context.
+func TestDaemonInAServiceThatIsTalkedTo(t *testing.T) {
+	r := newRunning(t, nil)
+	withNode(r, nil)
+	events := &strings.Builder{}
+	h := &fakeHost{events: slog.NewTextHandler(events, &slog.HandlerOptions{Level: slog.LevelWarn}), recover: errors.New("it may not")}
+	r.sys.service = fakeService{installed: true, host: h}
+	if status := r.pilot("daemon"); status != localapi.ExitOK {
+		t.Errorf("exit status %d: %s", status, r.err.String())
+	}
+	if want := []string{"ready", "ended: <nil>"}; !slices.Equal(h.heard, want) {
+		t.Errorf("the manager heard %q, expected %q", h.heard, want)
+	}
+	for name, log := range map[string]string{"file": h.file.String(), "event log": events.String()} {
+		if !strings.Contains(log, "it may not") {
+			t.Errorf("the %s has %q", name, log)
+		}
+	}
+	if !h.closed || r.err.Len() > 0 {
+		t.Errorf("its log is closed: %v; on standard error: %q", h.closed, r.err.String())
+	}
+}
+
+func TestDaemonInAServiceSaysWhyItEnded(t *testing.T) {
+	r := newRunning(t, nil)
+	withNode(r, func(context.Context) error {
+		return &localapi.Error{Code: localapi.CodeStateLocked, Message: "in use"}
+	})
+	events := &strings.Builder{}
+	h := &fakeHost{events: slog.NewTextHandler(events, nil)}
+	r.sys.service = fakeService{installed: true, host: h}
+	want := localapi.ExitStatus(localapi.CodeStateLocked)
+	if status := r.pilot("daemon"); status != want {
+		t.Errorf("exit status %d, expected %d", status, want)
+	}
+	if h.heard[len(h.heard)-1] != fmt.Sprintf("ended: exit status %d", want) {
+		t.Errorf("the manager heard %q", h.heard)
+	}
+	if !strings.Contains(h.file.String(), `"code":"STATE_LOCKED"`) || !strings.Contains(events.String(), "code=STATE_LOCKED") {
+		t.Errorf("the file has %q, the event log %q", h.file.String(), events.String())
 	}
 }
 

@@ -3,9 +3,11 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"os"
@@ -14,6 +16,7 @@ import (
 	"time"
 
 	"github.com/pilot-protocol/pilot/node/sandbox"
+	"github.com/pilot-protocol/pilot/platform"
 )
 
 // fakeSystem is a host in memory.
@@ -84,10 +87,45 @@ type fakeService struct {
 	installed, running bool
 	calls              []string
 	onStart, onStop    func() error
+	host               *fakeHost
+}
+
+// fakeHost is the inside of a service, for a manager that wants to be talked to.
+type fakeHost struct {
+	file    bytes.Buffer
+	events  slog.Handler
+	closed  bool
+	stop    context.CancelFunc // what the manager's wish to stop does
+	heard   []string           // by the manager
+	recover error
+}
+
+func (h *fakeHost) OpenLog() (io.WriteCloser, slog.Handler, error) { return h, h.events, nil }
+func (h *fakeHost) Write(b []byte) (int, error)                    { return h.file.Write(b) }
+func (h *fakeHost) Close() error                                   { h.closed = true; return nil }
+func (h *fakeHost) Recover() error                                 { return h.recover }
+
+func (h *fakeHost) Run(ctx context.Context, daemon func(context.Context, func()) error) error {
+	ctx, h.stop = context.WithCancel(ctx)
+	defer h.stop()
+	err := daemon(ctx, func() {
+		h.heard = append(h.heard, "ready")
+		h.stop()
+	})
+	h.heard = append(h.heard, fmt.Sprintf("ended: %v", err))
+	return err
 }
 
 func (s *fakeService) Installed() bool { return s.installed }
 func (s *fakeService) Running() bool   { return s.running }
+func (s *fakeService) Log() string     { return "the system's log" }
+
+func (s *fakeService) Host() platform.ServiceHost {
+	if s.host == nil {
+		return nil
+	}
+	return s.host
+}
 
 func (s *fakeService) Stop() error {
 	s.calls = append(s.calls, "stop")

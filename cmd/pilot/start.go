@@ -24,7 +24,6 @@ const (
 	pollInterval = 50 * time.Millisecond  // between two looks at it
 	pollLimit    = 5 * time.Second        // for the answer to one look
 	maxLogTail   = 64 << 10               // bytes of a daemon's log that are searched for its last error
-	serviceLog   = "journalctl -u pilot"  // of the system service
 	logName      = "pilot.log"            // of a daemon in the background, in its state folder
 	endedMessage = "the daemon has ended" // the log line by which a daemon says why; up looks for it
 )
@@ -48,7 +47,7 @@ func (p *program) ensureDaemon(c *cli.Context, client *localapi.Client) (started
 		if err := service.Start(); err != nil {
 			return false, fmt.Errorf("start the system service: %w", err)
 		}
-		return true, p.awaitDaemon(c.Context, client, func() error { return nil }, serviceLog)
+		return true, p.awaitDaemon(c.Context, client, func() error { return nil }, service.Log())
 	}
 	return true, p.startDaemon(c.Context, client, dir)
 }
@@ -56,8 +55,11 @@ func (p *program) ensureDaemon(c *cli.Context, client *localapi.Client) (started
 // logPlace says where the log of this call's daemon is.
 func (p *program) logPlace(c *cli.Context) string {
 	dir, err := p.stateDir(c)
-	if err != nil || dir == p.sys.DefaultStateDir() && p.sys.Service().Installed() {
-		return serviceLog
+	if err != nil {
+		return logName
+	}
+	if service := p.sys.Service(); dir == p.sys.DefaultStateDir() && service.Installed() {
+		return service.Log()
 	}
 	return filepath.Join(dir, logName)
 }

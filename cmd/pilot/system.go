@@ -8,6 +8,7 @@ import (
 	"net"
 
 	"github.com/pilot-protocol/pilot/node/sandbox"
+	"github.com/pilot-protocol/pilot/platform"
 )
 
 // system is what the commands need of the host and of the node, beside the daemon's socket. An error that has a code of
@@ -49,6 +50,10 @@ type service interface {
 	Start() error
 	Stop() error
 	Running() bool
+	// Log says where its log is, for people.
+	Log() string
+	// Host is nil unless this process is the service, under a manager that wants to be talked to.
+	Host() platform.ServiceHost
 }
 
 // runner is a node.

@@ -52,6 +52,7 @@ func doors() []door {
 		{"github.com/godbus/dbus", []string{"platform"}},
 		{"github.com/coreos/go-systemd/v22/dbus", []string{"platform"}},
 		{"github.com/Microsoft/go-winio", []string{"platform"}},
+		{"golang.org/x/sys/windows/svc", []string{"platform"}},
 		{"github.com/flynn/noise", []string{"noise"}},
 		{"gvisor.dev/gvisor", []string{"netstack"}},
 		{"github.com/miekg/dns", []string{"magicdns"}},
