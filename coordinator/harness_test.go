@@ -92,6 +92,7 @@ type agent struct {
 	key  identity.AgentKey
 	at   *place
 	cert identity.Certificate
+	pass []byte
 }
 
 func must[T any](v T, err error) T {
@@ -163,7 +164,7 @@ func (p *place) enter(t testing.TB, name string, tags ...string) *agent {
 	if err != nil {
 		t.Fatalf("%s joins: %v", name, err)
 	}
-	a.cert = a.opened(t, m.Certificate)
+	a.cert, a.pass = a.opened(t, m.Certificate), m.RelayPass
 	return a
 }
 
@@ -213,8 +214,13 @@ type listener struct {
 
 func (a *agent) listen(t testing.TB) *listener {
 	t.Helper()
+	return a.hears(t, a.Watch)
+}
+
+func (a *agent) hears(t testing.TB, watch func(context.Context) iter.Seq2[api.Event, error]) *listener {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
-	next, stop := iter.Pull2(a.Watch(ctx))
+	next, stop := iter.Pull2(watch(ctx))
 	l := &listener{t: t, next: next, stop: func() { cancel(); stop() }}
 	t.Cleanup(l.stop)
 	return l

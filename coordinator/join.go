@@ -31,6 +31,7 @@ type joining struct {
 	record       []byte
 	recordSerial uint64
 	consent      *identity.Consent
+	relay        bool
 }
 
 // join admits an agent. Steps that were done stay done when a later one fails: the name and the use of the join key are
@@ -47,7 +48,7 @@ func (r *registry) join(ctx context.Context, c caller, req api.JoinRequest) (api
 }
 
 func (r *registry) checkJoin(c caller, req api.JoinRequest) (joining, error) {
-	j := joining{caller: c, name: req.Name, acceptance: req.Acceptance, tunnel: req.Tunnel, record: req.Record}
+	j := joining{caller: c, name: req.Name, acceptance: req.Acceptance, tunnel: req.Tunnel, record: req.Record, relay: req.Relay}
 	a, err := identity.OpenAcceptance(req.Acceptance, r.network.Authority)
 	if err != nil {
 		return j, badStatement(err)
@@ -108,6 +109,9 @@ func (r *registry) admit(ctx context.Context, j joining) (api.Membership, error)
 	}
 	if err := r.consentByInvite(ctx, j, invite); err != nil {
 		return api.Membership{}, err
+	}
+	if j.relay {
+		return r.renewed(ctx, j.agent, a)
 	}
 	return r.membership(ctx, j.agent, invite.Inviter, a)
 }
@@ -309,9 +313,9 @@ func (r *registry) consentByInvite(ctx context.Context, j joining, invite invite
 
 // membership is the answer to an agent that has joined.
 func (r *registry) membership(ctx context.Context, agent, inviter identity.AgentPublic, a agentRecord) (api.Membership, error) {
-	m := api.Membership{Certificate: a.Certificate, Network: r.network.Name, Coordinators: r.coordinators(ctx)}
-	if inviter.IsZero() {
-		return m, nil
+	m, err := r.renewed(ctx, agent, a)
+	if err != nil || inviter.IsZero() {
+		return m, err
 	}
 	p, err := r.peer(ctx, agent, inviter)
 	if api.HasCode(err, api.CodeNotFound) {

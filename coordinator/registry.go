@@ -187,7 +187,18 @@ func (r *registry) renew(ctx context.Context, c caller) (api.Membership, error) 
 	if err != nil {
 		return api.Membership{}, err
 	}
-	return api.Membership{Certificate: a.Certificate, Network: r.network.Name, Coordinators: r.coordinators(ctx)}, nil
+	return r.renewed(ctx, c.agent, a)
+}
+
+// renewed is what an agent gets with the certificate that its entry has, which was issued just now.
+func (r *registry) renewed(ctx context.Context, agent identity.AgentPublic, a agentRecord) (api.Membership, error) {
+	pass, err := r.ca.Pass(agent, a.Serial, r.now())
+	if err != nil {
+		return api.Membership{}, err
+	}
+	return api.Membership{
+		Certificate: a.Certificate, RelayPass: pass.Raw(), Network: r.network.Name, Coordinators: r.coordinators(ctx),
+	}, nil
 }
 
 // cmpError returns err, or other where err is nil.

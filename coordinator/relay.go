@@ -69,13 +69,13 @@ func (c *Coordinator) openRelay() error {
 	return err
 }
 
-// checkMember refuses members that the registry knows to be none any more. While the registry is away their certificates
+// checkMember refuses members that the registry knows to be none any more. While the registry is away their passes
 // count, as they do everywhere else.
-func (c *Coordinator) checkMember(ctx context.Context, cert identity.Certificate) error {
+func (c *Coordinator) checkMember(ctx context.Context, pass identity.RelayPass) error {
 	if err := c.Ready(ctx); err != nil {
 		return err
 	}
-	_, err := c.registry.member(ctx, cert.Agent)
+	_, err := c.registry.member(ctx, pass.Agent)
 	if api.HasCode(err, api.CodeRevoked) || api.HasCode(err, api.CodeNotMember) {
 		return err
 	}

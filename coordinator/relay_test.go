@@ -3,7 +3,11 @@
 package coordinator
 
 import (
+	"bytes"
 	"context"
+	"crypto/rand"
+	"encoding/base64"
+	"encoding/json"
 	"errors"
 	"net/netip"
 	"os"
@@ -45,7 +49,7 @@ func (a *agent) connect(t testing.TB, s identity.RelayStatement) (*relay.Client,
 	t.Helper()
 	got := make(chan string, 10)
 	c, err := relay.New(relay.Options{
-		Statement: s, Network: a.at.Authority(), Key: a.key, Certificate: a.cert.Raw,
+		Statement: s, Network: a.at.Authority(), Key: a.key, Pass: func() []byte { return a.pass },
 		Deliver: func(_ netip.Addr, d []byte) { got <- string(d) },
 	})
 	noError(t, err)
@@ -221,6 +225,61 @@ func TestRelayHearsOfRevocations(t *testing.T) {
 			t.Errorf("an agent heard of a stranger's revocation")
 		}
 	}
+}
+
+// TestRelayLearnsNoNames: a relay that joins as one, even by an invite with its maker's consent, is told of no other agent;
+// and of a revocation it hears whose it is, not what people say of it. Others can't listen like that.
+func TestRelayLearnsNoNames(t *testing.T) {
+	p := start(t, Options{})
+	admin, one, two, plain := p.enter(t, "zebrafinch", api.TagAdmin), p.enter(t, "quokkabird", "x"), p.enter(t, "okapifish"), p.enter(t, "plain")
+	noError(t, admin.Revoke(t.Context(), api.RevokeRequest{Name: "quokkabird", Reason: "quokkabird left"}))
+	join := must(identity.NewJoinKey(rand.Reader))
+	noError(t, admin.CreateInvite(t.Context(), api.InviteRequest{
+		Join: join.Public(), Uses: 2, Expires: p.clock.now().Add(time.Hour), Tags: []string{api.TagRelay},
+		Consent: admin.consentToJoin(join.Public(), 1),
+	}))
+	r := p.newAgent(t)
+	req := r.request("r1", join)
+	req.Relay = true
+	m, err := r.Join(t.Context(), req)
+	noError(t, err)
+	if pass, err := identity.OpenRelayPass(m.RelayPass, p.Authority()); err != nil || pass.Agent != r.public() {
+		t.Errorf("%+v, %v", pass, err)
+	}
+	again, err := r.Renew(t.Context())
+	noError(t, err)
+	told := must(json.Marshal([]any{m, again}))
+	events := r.hears(t, r.WatchRevocations)
+	heard := events.until("synced", func(e api.Event) bool { return e.Type == api.EventSynced })
+	noError(t, admin.Revoke(t.Context(), api.RevokeRequest{Name: "okapifish", Reason: "okapifish too"}))
+	noError(t, admin.PutConsent(t.Context(), admin.consentTo(r.public(), 2, nil)))
+	heard = append(heard, events.untilType(api.EventRevocation))
+	var gone []identity.AgentPublic
+	for _, e := range heard {
+		if e.Type == api.EventRevocation {
+			rev := must(identity.OpenRevocation(e.Revocation, p.Authority()))
+			if gone = append(gone, rev.Agent); rev.Serial == 0 || rev.Reason != "" {
+				t.Errorf("%+v", rev)
+			}
+		} else if e.Type != api.EventSynced && e.Type != api.EventPing {
+			t.Errorf("it hears of %+v", e)
+		}
+	}
+	if !slices.Equal(gone, []identity.AgentPublic{one.public(), two.public()}) {
+		t.Errorf("it hears that these are out: %v", gone)
+	}
+	told = append(told, must(json.Marshal(heard))...)
+	for _, a := range []string{"zebrafinch", "quokkabird", "okapifish"} {
+		for shift := range 3 { // as it is in base64, wherever it begins
+			name := append(make([]byte, shift), a...)
+			text := base64.StdEncoding.EncodeToString(name[:len(name)/3*3])[4*((shift+2)/3):]
+			if bytes.Contains(told, []byte(text)) || bytes.Contains(told, []byte(a)) {
+				t.Errorf("a relay was told the name %s: %s", a, told)
+			}
+		}
+	}
+	_, err = plain.hears(t, plain.WatchRevocations).ends()
+	wantCode(t, err, api.CodeForbidden)
 }
 
 // TestRelaysOfSeveralCoordinators: relays of several coordinators in front of one registry are one list, and one that goes is

@@ -348,7 +348,7 @@ func (s *server) watch(w http.ResponseWriter, r *http.Request) {
 	if err := lines.begin(); err != nil {
 		return
 	}
-	err = s.stream(ctx, s.hub, c, func(e api.Event) error { return lines.write(e) })
+	err = s.stream(ctx, s.hub, c, r.URL.RawQuery == api.ShowRevocations, func(e api.Event) error { return lines.write(e) })
 	var e *api.Error
 	switch {
 	case r.Context().Err() != nil || errors.Is(err, errGone):

@@ -26,14 +26,15 @@ type stream struct {
 	sub  *subscription
 	id   string
 	send func(api.Event) error
+	bare bool // only revocations are shown, without their reasons
 	// shown has a hash of what was last shown of each peer, so that a note without a visible change costs no line.
 	shown map[identity.AgentPublic][sha256.Size]byte
 }
 
-// stream runs until the context or the membership ends, or until a line can't be sent.
-func (r *registry) stream(ctx context.Context, h *hub, c caller, send func(api.Event) error) error {
+// stream runs until the context or the membership ends, or until a line can't be sent. bare shows a relay revocations only.
+func (r *registry) stream(ctx context.Context, h *hub, c caller, bare bool, send func(api.Event) error) error {
 	s := &stream{
-		registry: r, caller: c, sub: h.subscribe(c.agent), id: rand.Text(), send: send,
+		registry: r, caller: c, sub: h.subscribe(c.agent), id: rand.Text(), send: send, bare: bare,
 		shown: make(map[identity.AgentPublic][sha256.Size]byte),
 	}
 	defer s.sub.close()
@@ -41,6 +42,9 @@ func (r *registry) stream(ctx context.Context, h *hub, c caller, send func(api.E
 	a, err := r.member(ctx, c.agent)
 	if err != nil {
 		return err
+	}
+	if bare && !a.relay() {
+		return fail(api.CodeForbidden, "", "only agents with the tag %q are told of all revocations", api.TagRelay)
 	}
 	if err := s.arrive(ctx); err != nil {
 		return err
@@ -142,6 +146,9 @@ func (s *stream) ping(ctx context.Context) error {
 
 // snapshot sends everything that concerns the agent.
 func (s *stream) snapshot(ctx context.Context) error {
+	if s.bare {
+		return s.send(api.Event{Type: api.EventSynced, Observed: s.addr})
+	}
 	relations, err := s.relations(ctx, s.agent)
 	if err != nil {
 		return err
@@ -177,6 +184,7 @@ func (s *stream) changes(ctx context.Context) error {
 		var err error
 		switch {
 		case n.agent == s.agent:
+		case s.bare && n.kind != agentChanged:
 		case n.kind == relaysChanged:
 			err = s.showRelays(ctx)
 		case n.kind == consentChanged:
@@ -191,6 +199,9 @@ func (s *stream) changes(ctx context.Context) error {
 		}
 	}
 	for _, raw := range signals {
+		if s.bare {
+			break
+		}
 		if err := s.send(api.Event{Type: api.EventSignal, Signal: raw}); err != nil {
 			return err
 		}
@@ -202,7 +213,7 @@ func (s *stream) changes(ctx context.Context) error {
 func (s *stream) self(ctx context.Context) error {
 	a, err := s.member(ctx, s.agent)
 	if a.revoked() {
-		if err := s.send(api.Event{Type: api.EventRevocation, Revocation: a.Revocation}); err != nil {
+		if err := s.showRevocation(s.agent, a.Revocation); err != nil {
 			return err
 		}
 	}
@@ -246,7 +257,10 @@ func (s *stream) showPeer(ctx context.Context, agent identity.AgentPublic) (cert
 		return nil, err
 	}
 	if a.revoked() {
-		return nil, s.sendOnce(agent, api.Event{Type: api.EventRevocation, Revocation: a.Revocation})
+		return nil, s.showRevocation(agent, a.Revocation)
+	}
+	if s.bare {
+		return nil, nil
 	}
 	if related, err := s.related(ctx, s.agent, agent); err != nil || !related {
 		return a.Certificate, err
@@ -283,11 +297,27 @@ func (s *stream) showRevocations(ctx context.Context) error {
 		if err != nil || s.now().Sub(r.Time) > 2*ca.Life {
 			continue
 		}
-		if err := s.sendOnce(keys[0], api.Event{Type: api.EventRevocation, Revocation: a.Revocation}); err != nil {
+		if err := s.showRevocation(keys[0], a.Revocation); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// showRevocation sends a revocation, unless that was sent already. A relay gets it without its reason, which people wrote and
+// which may name somebody.
+func (s *stream) showRevocation(agent identity.AgentPublic, raw []byte) error {
+	if s.bare {
+		r, err := identity.OpenRevocation(raw, s.network.Authority)
+		if err == nil {
+			r, err = s.ca.Revoke(r.Agent, r.Serial, "", r.Time)
+		}
+		if err != nil {
+			return err
+		}
+		raw = r.Raw()
+	}
+	return s.sendOnce(agent, api.Event{Type: api.EventRevocation, Revocation: raw})
 }
 
 func (s *stream) sendOnce(agent identity.AgentPublic, e api.Event) error {

@@ -47,6 +47,7 @@ type fixture struct {
 	acceptance  Acceptance
 	revocation  Revocation
 	relay       RelayStatement
+	pass        RelayPass
 }
 
 func must[T any](v T, err error) T {
@@ -91,6 +92,7 @@ func newFixture() fixture {
 		Key: f.bob.Public(), Name: "eu-1", Region: "eu", Jurisdiction: "eu-de", Addresses: []string{"192.0.2.10:7745", "r.example.org:443"},
 		UDP: 7745, NotBefore: f.now, NotAfter: f.now.Add(24 * time.Hour), Serial: 1790000000321,
 	}.Sign(f.authority))
+	f.pass = must(RelayPass{Agent: f.alice.Public(), NotBefore: f.now, NotAfter: f.now.Add(24 * time.Hour), Serial: 7}.Sign(f.authority))
 	return f
 }
 
@@ -111,6 +113,7 @@ func (f fixture) statements() map[string]struct {
 	acceptance := func(b []byte, n AuthorityPublic) error { _, err := OpenAcceptance(b, n); return err }
 	revocation := func(b []byte, n AuthorityPublic) error { _, err := OpenRevocation(b, n); return err }
 	relay := func(b []byte, n AuthorityPublic) error { _, err := OpenRelayStatement(b, n); return err }
+	pass := func(b []byte, n AuthorityPublic) error { _, err := OpenRelayPass(b, n); return err }
 	return map[string]entry{
 		"certificate":       {f.certificate.Raw(), certificate},
 		"tunnel":            {f.statement.Raw(), statement},
@@ -123,6 +126,7 @@ func (f fixture) statements() map[string]struct {
 		"acceptance":        {f.acceptance.Raw(), acceptance},
 		"revocation":        {f.revocation.Raw(), revocation},
 		"relay":             {f.relay.Raw(), relay},
+		"pass":              {f.pass.Raw(), pass},
 	}
 }
 
@@ -205,6 +209,11 @@ func TestOpenRoundTrip(t *testing.T) {
 		r.Jurisdiction != "eu-de" || r.UDP != 7745 || !slices.Equal(r.Addresses, f.relay.Addresses) || r.Serial != 1790000000321 ||
 		r.ID() != RelayID(f.bob.Public()) || r.ValidAt(f.now) != nil || !errors.Is(r.ValidAt(f.now.Add(24*time.Hour)), ErrExpired) {
 		t.Errorf("relay came back as %+v", r)
+	}
+	if p := must(OpenRelayPass(f.pass.Raw(), network)); p.Network != network || p.Agent != f.alice.Public() || p.Serial != 7 ||
+		p.ValidAt(f.now) != nil || !errors.Is(p.ValidAt(f.now.Add(24*time.Hour)), ErrExpired) ||
+		!errors.Is(p.ValidAt(f.now.Add(-time.Second)), ErrNotYetValid) || bytes.Contains(p.Raw(), []byte(f.certificate.Name)) {
+		t.Errorf("pass came back as %+v", p)
 	}
 }
 
@@ -386,6 +395,10 @@ func TestFieldRanges(t *testing.T) {
 			_, err := Certificate{Agent: f.bob.Public(), Name: "x", NotBefore: f.now, NotAfter: f.now.Add(-day)}.Sign(f.authority)
 			return err
 		},
+		"pass that ends before it begins": func() error {
+			_, err := RelayPass{Agent: f.bob.Public(), NotBefore: f.now, NotAfter: f.now.Add(-day)}.Sign(f.authority)
+			return err
+		},
 		"too many tags": func() error {
 			var tags []string
 			for i := range maxTags + 1 {
@@ -457,6 +470,9 @@ func TestFieldRanges(t *testing.T) {
 		NotBefore: f.now, NotAfter: f.now.Add(day), Serial: 1 << 63,
 	}).Sign(f.authority); err != nil {
 		t.Errorf("largest certificate: %v", err)
+	}
+	if _, err := (RelayPass{Agent: f.bob.Public(), NotBefore: f.now, NotAfter: time.Unix(maxTime, 0), Serial: 1 << 63}).Sign(f.authority); err != nil {
+		t.Errorf("largest pass: %v", err)
 	}
 	// So do the largest record and signal.
 	var endpoints []netip.AddrPort

@@ -21,6 +21,7 @@ const (
 	MaxSignal          = 1024
 	MaxRevocation      = 512
 	MaxRelayStatement  = 1024
+	MaxRelayPass       = 256
 )
 
 // Largest counts and lengths of fields.

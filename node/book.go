@@ -34,6 +34,7 @@ type book struct {
 	network     identity.AuthorityPublic
 	self        identity.AgentPublic
 	certificate identity.Certificate
+	pass        identity.RelayPass // for relays; zero until a coordinator gave one
 	peers       map[identity.AgentPublic]*peer
 	consents    map[link]grant
 	pins        map[string]identity.AgentPublic // name → key
@@ -84,6 +85,11 @@ func (b *book) load(s savedNode) error {
 	if b.certificate.Agent != b.self {
 		return fmt.Errorf("the certificate is another agent's: %w", identity.ErrWrongKey)
 	}
+	if len(s.RelayPass) > 0 {
+		if b.pass, err = openPass(s.RelayPass, b.network, b.self); err != nil {
+			return err
+		}
+	}
 	maps.Copy(b.pins, s.Pins)
 	for _, a := range s.Answered {
 		b.answered[a.Agent] = a.Serial
@@ -121,9 +127,33 @@ func (b *book) load(s savedNode) error {
 	return err
 }
 
+// openPass opens an agent's pass for relays.
+func openPass(raw []byte, network identity.AuthorityPublic, agent identity.AgentPublic) (identity.RelayPass, error) {
+	p, err := identity.OpenRelayPass(raw, network)
+	if err == nil && p.Agent != agent {
+		err = fmt.Errorf("the pass for relays is another agent's: %w", identity.ErrWrongKey)
+	}
+	return p, err
+}
+
+// openMembership opens what a coordinator answered to an agent that joined or renewed its certificate.
+func openMembership(m api.Membership, network identity.AuthorityPublic, agent identity.AgentPublic) (
+	c identity.Certificate, p identity.RelayPass, err error) {
+	if c, err = identity.OpenCertificate(m.Certificate, network); err == nil && c.Agent != agent {
+		err = identity.ErrWrongKey
+	}
+	if err == nil {
+		p, err = openPass(m.RelayPass, network, agent)
+	}
+	if err != nil {
+		err = fmt.Errorf("the coordinator's answer: %w", err)
+	}
+	return c, p, err
+}
+
 // save writes the book's part of s.
 func (b *book) save(s *savedNode) {
-	s.Certificate = b.certificate.Raw()
+	s.Certificate, s.RelayPass = b.certificate.Raw(), b.pass.Raw()
 	s.Pins = maps.Clone(b.pins)
 	s.Peers, s.Consents, s.Revocations, s.Answered, s.Outbox, s.Relays = nil, nil, nil, nil, nil, nil
 	s.Mismatches = map[string][]byte{}

@@ -40,6 +40,15 @@ func (w *world) certificate(key identity.AgentKey, name string) identity.Certifi
 	return c
 }
 
+func (w *world) pass(agent identity.AgentPublic, serial uint64) []byte {
+	w.t.Helper()
+	p, err := identity.RelayPass{Agent: agent, NotBefore: w.now, NotAfter: w.now.Add(24 * time.Hour), Serial: serial}.Sign(w.authority)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return p.Raw()
+}
+
 func (w *world) peer(key identity.AgentKey, name string) api.Peer {
 	w.t.Helper()
 	tunnel, err := newTunnelKey(w.authority.Public(), key, w.now)

@@ -46,12 +46,9 @@ func (n *Node) join(ctx context.Context, invite identity.Invite, name, listen st
 	if err != nil {
 		return api.Membership{}, err
 	}
-	c, err := identity.OpenCertificate(m.Certificate, invite.Authority)
+	c, pass, err := openMembership(m, invite.Authority, n.key.Public())
 	if err != nil {
-		return api.Membership{}, fmt.Errorf("the coordinator's answer: %w", err)
-	}
-	if c.Agent != n.key.Public() {
-		return api.Membership{}, fmt.Errorf("the coordinator's answer: %w", identity.ErrWrongKey)
+		return api.Membership{}, err
 	}
 	if err := sameInviter(invite, m); err != nil {
 		return api.Membership{}, fmt.Errorf("the coordinator's answer: %w", err)
@@ -59,13 +56,14 @@ func (n *Node) join(ctx context.Context, invite identity.Invite, name, listen st
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.member != nil {
-		return m, n.joinedAgainLocked(c, m)
+		return m, n.joinedAgainLocked(c, pass, m)
 	}
 	if err := n.folder.saveTunnelKeys(tunnels); err != nil {
 		return api.Membership{}, err
 	}
 	former, next := n.saved, n.saved
 	next.Name, next.Network, next.Authority, next.Certificate = c.Name, invite.NetworkName, invite.Authority, m.Certificate
+	next.RelayPass = m.RelayPass
 	if next.Coordinators = coordinatorsOf(m); len(next.Coordinators) == 0 {
 		next.Coordinators = invite.Coordinators
 	}
@@ -90,7 +88,7 @@ func (n *Node) join(ctx context.Context, invite identity.Invite, name, listen st
 
 // joinedAgainLocked takes in what an invite brings to an agent that is up already: trust, tags and addresses. Its tunnel
 // keys stay as they are.
-func (n *Node) joinedAgainLocked(c identity.Certificate, m api.Membership) error {
+func (n *Node) joinedAgainLocked(c identity.Certificate, pass identity.RelayPass, m api.Membership) error {
 	if list := coordinatorsOf(m); len(list) > 0 {
 		n.saved.Coordinators = list
 	}
@@ -99,7 +97,7 @@ func (n *Node) joinedAgainLocked(c identity.Certificate, m api.Membership) error
 	}
 	b := n.member.book
 	if c.Serial > b.certificate.Serial {
-		b.certificate = c
+		b.certificate, b.pass = c, pass
 	}
 	var failed error
 	for _, c := range m.Consents {

@@ -5,7 +5,6 @@ package node
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"time"
 
@@ -263,7 +262,7 @@ func (n *Node) deliver(ctx context.Context, m *membership, c identity.Consent) e
 	return err
 }
 
-// keepFresh renews the certificate and the tunnel key at two thirds of their lives, and ends consents when they expire.
+// keepFresh renews the certificate, with the pass for relays, and the tunnel key at two thirds of their lives, and ends consents when they expire.
 func (n *Node) keepFresh(ctx context.Context, m *membership) error {
 	for {
 		wait, err := n.refresh(ctx, m)
@@ -286,7 +285,7 @@ func (n *Node) keepFresh(ctx context.Context, m *membership) error {
 func (n *Node) refresh(ctx context.Context, m *membership) (time.Duration, error) {
 	n.mu.Lock()
 	now := n.now()
-	certificate, tunnel := m.book.certificate, m.tunnels[0].statement
+	certificate, pass, tunnel := m.book.certificate, m.book.pass, m.tunnels[0].statement
 	expiry := m.book.nextExpiry(now)
 	var err error
 	if !m.expiry.IsZero() && !now.Before(m.expiry) {
@@ -308,7 +307,8 @@ func (n *Node) refresh(ctx context.Context, m *membership) (time.Duration, error
 		n.log.Info("the tunnel key was rotated")
 		poke(m.republish)
 	}
-	if !now.Before(renewAt(certificate.NotBefore, certificate.NotAfter)) {
+	// Where an earlier version left no pass the certificate is renewed too: they come together.
+	if !now.Before(renewAt(certificate.NotBefore, certificate.NotAfter)) || !now.Before(renewAt(pass.NotBefore, pass.NotAfter)) {
 		c, err := n.renewCertificate(ctx, m)
 		if err != nil {
 			return renewRetry, err
@@ -332,15 +332,12 @@ func (n *Node) renewCertificate(ctx context.Context, m *membership) (identity.Ce
 	if err != nil {
 		return identity.Certificate{}, err
 	}
-	c, err := identity.OpenCertificate(answer.Certificate, m.book.network)
+	c, pass, err := openMembership(answer, m.book.network, m.book.self)
 	if err != nil {
 		return c, err
 	}
-	if c.Agent != m.book.self {
-		return c, fmt.Errorf("the coordinator's answer: %w", identity.ErrWrongKey)
-	}
 	return c, n.change(func(m *membership) error {
-		m.book.certificate = c
+		m.book.certificate, m.book.pass = c, pass
 		if list := coordinatorsOf(answer); len(list) > 0 {
 			n.saved.Coordinators = list
 		}

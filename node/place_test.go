@@ -601,7 +601,8 @@ func TestRelaysOfPeers(t *testing.T) {
 	}
 }
 
-// What an earlier version wrote is read: records that name no relays, and no relays at all.
+// What an earlier version wrote is read: records that name no relays, no relays at all, and no pass for them, which the node
+// asks for at once.
 func TestStateOfEarlierVersion(t *testing.T) {
 	dir, system := stateDir(t), newLateSystem(t)
 	n, end := runNode(t, dir, system)
@@ -620,6 +621,10 @@ func TestStateOfEarlierVersion(t *testing.T) {
 	}
 	fields["version"] = 1
 	delete(fields, "relays")
+	if _, ok := fields["relay_pass"]; !ok {
+		t.Error("there was no pass")
+	}
+	delete(fields, "relay_pass")
 	delete(fields, "avoid_jurisdictions")
 	delete(fields, "tun")
 	if text, err = json.Marshal(fields); err != nil {
@@ -633,7 +638,13 @@ func TestStateOfEarlierVersion(t *testing.T) {
 		s, err := n.Status(t.Context())
 		return err == nil && s.State == localapi.StateUp && s.Coordinator.Connected
 	})
-	if text, err = os.ReadFile(file); err != nil || !bytes.Contains(text, []byte(`"version": 3`)) || !bytes.Contains(text, []byte(`"tun": "kernel"`)) {
+	eventually(t, "it has a pass", func() bool {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		return n.member.book.pass.ValidAt(time.Now()) == nil
+	})
+	if text, err = os.ReadFile(file); err != nil || !bytes.Contains(text, []byte(`"version": 3`)) || !bytes.Contains(text, []byte(`"relay_pass"`)) ||
+		!bytes.Contains(text, []byte(`"tun": "kernel"`)) {
 		t.Errorf("%v:\n%s", err, text)
 	}
 }

@@ -50,7 +50,7 @@ func (b *book) plan(in planInput) plan {
 	relays := newRelayPlan(usable, in.here)
 	p := plan{
 		underlay: underlay.State{
-			Network: b.network, Key: in.key, Certificate: b.certificate.Raw(), Prefix: prefix, Hosts: in.hosts,
+			Network: b.network, Key: in.key, Pass: b.pass.Raw(), Prefix: prefix, Hosts: in.hosts,
 			Relays: usable,
 		},
 		overlay: overlay.State{

@@ -205,7 +205,7 @@ func TestJoinAnswerIsVerified(t *testing.T) {
 				t.Error(err)
 			}
 			p := w.peer(inviter, "inviter")
-			m := api.Membership{Certificate: c.Raw(), Network: "pilot", Inviter: &p}
+			m := api.Membership{Certificate: c.Raw(), RelayPass: w.pass(agent, w.serial), Network: "pilot", Inviter: &p}
 			change(&m)
 			return m
 		}
@@ -221,6 +221,10 @@ func TestJoinAnswerIsVerified(t *testing.T) {
 		"a consent that is none": {consent(join.Public(), true), lie(func(m *api.Membership) {
 			m.Consents = []api.ConsentEntry{{Consent: []byte("nonsense")}}
 		})},
+		"another's pass for relays": {consent(join.Public(), true), lie(func(m *api.Membership) {
+			m.RelayPass = w.pass(other.Public(), w.serial)
+		})},
+		"no pass for relays":                        {consent(join.Public(), true), lie(func(m *api.Membership) { m.RelayPass = nil })},
 		"an invite with a consent to somebody else": {consent(other.Public(), false), lie(func(*api.Membership) {})},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -262,7 +266,7 @@ func TestCoordinatorsOfAnAnswer(t *testing.T) {
 		if err != nil {
 			t.Error(err)
 		}
-		m := api.Membership{Certificate: c.Raw(), Network: "pilot", Coordinators: []string{"a:b:c:d", "", "host:99999", liar}}
+		m := api.Membership{Certificate: c.Raw(), RelayPass: w.pass(agent, 1), Network: "pilot", Coordinators: []string{"a:b:c:d", "", "host:99999", liar}}
 		for i := range 20 {
 			m.Coordinators = append(m.Coordinators, net.JoinHostPort("192.0.2.1", strconv.Itoa(1000+i)))
 		}

@@ -19,7 +19,8 @@ import (
 )
 
 // stateVersion is written into each file. A file with a higher one was written by a newer pilot and is left alone; those with
-// lower ones are read. 2: relays, and jurisdictions to avoid. 3: how packets get to programs.
+// lower ones are read. 2: relays, and jurisdictions to avoid. 3: how packets get to programs, and a pass for relays; without one a
+// node asks for it at once.
 const stateVersion = 3
 
 // The files of a state folder. Secrets are in the two .key files only.
@@ -59,6 +60,7 @@ type savedNode struct {
 	Hosted       bool                            `json:"hosted,omitempty"` // the coordinator runs in this daemon
 	Listen       string                          `json:"listen,omitempty"` // its address
 	Certificate  []byte                          `json:"certificate,omitempty"`
+	RelayPass    []byte                          `json:"relay_pass,omitempty"`
 	Peers        []api.Peer                      `json:"peers,omitempty"`
 	Consents     []api.ConsentEntry              `json:"consents,omitempty"`
 	Revocations  [][]byte                        `json:"revocations,omitempty"`

@@ -40,11 +40,11 @@ func newAuthority(t *testing.T) *authority {
 func (a *authority) member(relays ...*fakeRelay) State {
 	key := must(identity.NewAgentKey(rand.Reader))
 	now := time.Now()
-	cert := must(identity.Certificate{
-		Agent: key.Public(), Name: "agent", NotBefore: now.Add(-time.Hour), NotAfter: now.Add(time.Hour), Serial: 1,
+	pass := must(identity.RelayPass{
+		Agent: key.Public(), NotBefore: now.Add(-time.Hour), NotAfter: now.Add(time.Hour), Serial: 1,
 	}.Sign(a.key))
 	s := State{
-		Network: a.key.Public(), Key: key, Certificate: cert.Raw(), Prefix: identity.NetworkPrefix(a.key.Public()),
+		Network: a.key.Public(), Key: key, Pass: pass.Raw(), Prefix: identity.NetworkPrefix(a.key.Public()),
 		Hosts: []netip.Addr{netip.MustParseAddr("127.0.0.1")},
 	}
 	for _, r := range relays {

@@ -69,14 +69,14 @@ type lineSet struct {
 
 // line is one relay, and the client that is connected to it or tries to be.
 type line struct {
-	id          uint32
-	statement   identity.RelayStatement
-	key         identity.AgentKey
-	certificate *atomic.Pointer[[]byte]
-	client      atomic.Pointer[relay.Client] // nil: not wanted
-	wanted      atomic.Bool                  // something was sent since the last look
-	gone        atomic.Bool                  // it is not in State any more
-	measured    atomic.Int64                 // round trip by STUN, in nanoseconds; 0: not known
+	id        uint32
+	statement identity.RelayStatement
+	key       identity.AgentKey
+	pass      *atomic.Pointer[[]byte]
+	client    atomic.Pointer[relay.Client] // nil: not wanted
+	wanted    atomic.Bool                  // something was sent since the last look
+	gone      atomic.Bool                  // it is not in State any more
+	measured  atomic.Int64                 // round trip by STUN, in nanoseconds; 0: not known
 
 	// The manager's alone.
 	stop     context.CancelFunc // ends the client
@@ -114,16 +114,16 @@ func (r *relays) set(s *State) {
 	next := &lineSet{byID: make(map[uint32]*line, len(s.Relays))}
 	for _, st := range s.Relays {
 		id := st.ID()
-		if next.byID[id] != nil || s.Key.IsZero() || len(next.list) == maxRelays {
+		if next.byID[id] != nil || s.Key.IsZero() || len(s.Pass) == 0 || len(next.list) == maxRelays {
 			continue
 		}
 		l := old.byID[id]
 		if l == nil || !l.same(s, &st) {
-			l = &line{id: id, statement: st, key: s.Key, certificate: new(atomic.Pointer[[]byte])}
+			l = &line{id: id, statement: st, key: s.Key, pass: new(atomic.Pointer[[]byte])}
 			r.surveyed = false
 		}
-		certificate := s.Certificate
-		l.certificate.Store(&certificate)
+		pass := s.Pass
+		l.pass.Store(&pass)
 		next.byID[id] = l
 		next.list = append(next.list, l)
 	}
@@ -482,8 +482,8 @@ func (r *relays) flush(l *line, now time.Time, connected bool) {
 func (l *line) start(ctx context.Context, r *relays, clients *sync.WaitGroup, now time.Time) bool {
 	c, err := relay.New(relay.Options{
 		Statement: l.statement, Network: l.statement.Network, Key: l.key,
-		Certificate: func() []byte { return *l.certificate.Load() },
-		Dial:        r.dial,
+		Pass: func() []byte { return *l.pass.Load() },
+		Dial: r.dial,
 		SendUDP: func(to netip.AddrPort, d []byte) error {
 			return r.relayOptions.send(&Burst{Path: Path{Remote: to}, Data: d, Size: len(d)})
 		},

@@ -14,12 +14,12 @@ import (
 
 // State is what the underlay is told. It is immutable once it was given to Set.
 type State struct {
-	Network     identity.AuthorityPublic
-	Key         identity.AgentKey         // proves to relays who calls
-	Certificate []byte                    // of the key's agent; relays serve members only
-	Prefix      netip.Prefix              // of the overlay: no endpoint is in it
-	Hosts       []netip.Addr              // addresses of this host's interfaces
-	Relays      []identity.RelayStatement // those that this node may use, none of a jurisdiction that it avoids
+	Network identity.AuthorityPublic
+	Key     identity.AgentKey         // proves to relays who calls
+	Pass    []byte                    // of the key's agent; relays serve those who have one
+	Prefix  netip.Prefix              // of the overlay: no endpoint is in it
+	Hosts   []netip.Addr              // addresses of this host's interfaces
+	Relays  []identity.RelayStatement // those that this node may use, none of a jurisdiction that it avoids
 }
 
 // Kind says how this host knows that it can be reached at an endpoint.

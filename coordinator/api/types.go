@@ -48,11 +48,14 @@ type JoinRequest struct {
 	Record     []byte `json:"record,omitempty"` // identity.Record, may follow later by PutRecord
 	// Consent is the joiner's towards the inviter, signed; empty where the joiner gives none.
 	Consent []byte `json:"consent,omitempty"`
+	// Relay says that the joiner is a relay and nothing else. The answer tells it of no other agent, and so of no name.
+	Relay bool `json:"relay,omitempty"`
 }
 
-// Membership is what an admitted agent gets. The answer to a renewal has Certificate, Network and Coordinators only.
+// Membership is what an admitted agent gets. The answers to a renewal and to a relay have neither Inviter nor Consents.
 type Membership struct {
 	Certificate []byte `json:"certificate"` // identity.Certificate
+	RelayPass   []byte `json:"relay_pass"`  // identity.RelayPass that lasts as long as the certificate
 	Network     string `json:"network"`     // the network's name
 	// Inviter is the agent that made the join key, nil if the coordinator's operator did.
 	Inviter      *Peer          `json:"inviter,omitempty"`

@@ -28,13 +28,24 @@ type streamLine struct {
 // Watch opens a stream of events: first everything that concerns the caller, then EventSynced, then changes as they
 // happen. The sequence ends after its first error, which is always an *Error, or when the loop is left; the caller calls Watch
 // again, after a pause of its choice. Pings are passed on. A stream that is silent for SilenceLimit counts as broken.
-func (c *Client) Watch(ctx context.Context) iter.Seq2[Event, error] {
+func (c *Client) Watch(ctx context.Context) iter.Seq2[Event, error] { return c.watch(ctx, "/v1/watch") }
+
+// WatchRevocations opens a stream for a relay: all revocations, without their reasons, and nothing else of other agents. Only agents
+// with TagRelay may.
+func (c *Client) WatchRevocations(ctx context.Context) iter.Seq2[Event, error] {
+	return c.watch(ctx, "/v1/watch?"+ShowRevocations)
+}
+
+// ShowRevocations is the query of a stream that shows revocations only.
+const ShowRevocations = "show=revocations"
+
+func (c *Client) watch(ctx context.Context, path string) iter.Seq2[Event, error] {
 	return func(yield func(Event, error) bool) {
 		ctx, cancel := context.WithCancelCause(ctx)
 		defer cancel(nil)
 		var resp *http.Response
 		err := c.failover(ctx, func(addr string) (err error) {
-			resp, err = c.open(ctx, addr, http.MethodGet, "/v1/watch", nil) //nolint:bodyclose // closed below, once one of them answered
+			resp, err = c.open(ctx, addr, http.MethodGet, path, nil) //nolint:bodyclose // closed below, once one of them answered
 			return err
 		})
 		if err != nil {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package ca is the coordinator's use of the authority key: membership certificates, revocations, and the TLS
+// Package ca is the coordinator's use of the authority key: membership certificates, passes, revocations, and the TLS
 // certificates under which a coordinator is known. It decides nothing; who may be a member is the caller's business.
 package ca
 
@@ -73,6 +73,15 @@ func (c *CA) Issue(cert identity.Certificate, now time.Time) (identity.Certifica
 		return identity.Certificate{}, fmt.Errorf("issuing a certificate: %w", err)
 	}
 	return cert, nil
+}
+
+// Pass signs a pass for relays for Life from now on, beside the certificate with that serial.
+func (c *CA) Pass(agent identity.AgentPublic, serial uint64, now time.Time) (identity.RelayPass, error) {
+	p, err := identity.RelayPass{Agent: agent, NotBefore: now.Add(-backdate), NotAfter: now.Add(Life), Serial: serial}.Sign(c.key)
+	if err != nil {
+		return identity.RelayPass{}, fmt.Errorf("issuing a pass for relays: %w", err)
+	}
+	return p, nil
 }
 
 // Relay signs that a key is a relay's, for Life from now on. Of the argument, all but Network and the times counts.

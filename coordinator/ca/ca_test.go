@@ -45,6 +45,14 @@ func TestIssueAndRevoke(t *testing.T) {
 	if got.ValidAt(now) != nil || got.ValidAt(now.Add(Life-time.Second)) != nil || !errors.Is(got.ValidAt(now.Add(Life)), identity.ErrExpired) {
 		t.Error("it isn't valid for a day from now")
 	}
+	pass, err := c.Pass(agent, cert.Serial, now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if p, err := identity.OpenRelayPass(pass.Raw(), c.Authority()); err != nil || p.Agent != agent || p.Serial != cert.Serial ||
+		!p.NotBefore.Equal(cert.NotBefore) || !p.NotAfter.Equal(cert.NotAfter) {
+		t.Errorf("pass %+v, %v", p, err)
+	}
 	if _, err := c.Issue(identity.Certificate{Agent: agent, Name: "Not a name"}, now); !errors.Is(err, identity.ErrName) {
 		t.Errorf("%v", err)
 	}

@@ -209,8 +209,8 @@ func TestAbuse23Disconnecting(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	key := must(identity.NewAgentKey(rand.Reader)) // not b's key, but b's certificate
-	m := p.start(t, key, p.certificate(b.key, 5, time.Hour), false)
+	key := must(identity.NewAgentKey(rand.Reader)) // not b's key, but b's pass
+	m := p.start(t, key, p.pass(b.key, 5, time.Hour), false)
 	m.until(t, "the refusal", func(s relay.Status) bool { return s.State == relay.StateFailed })
 	for {
 		a.send(t, b.addr, "still here")
@@ -349,7 +349,7 @@ func TestAbuse23LogsTellNothing(t *testing.T) {
 	b.next(t)
 	a.send(t, netip.MustParseAddr("fd00::1"), "the payload")
 	foreign := must(identity.NewAgentKey(rand.Reader))
-	m := p.start(t, foreign, p.certificate(a.key, 1, time.Hour), false)
+	m := p.start(t, foreign, p.pass(a.key, 1, time.Hour), false)
 	m.until(t, "the refusal", func(s relay.Status) bool { return s.State == relay.StateFailed })
 	p.Revoke(a.key.Public(), 1)
 	a.until(t, "the end", func(s relay.Status) bool { return s.State == relay.StateFailed })
@@ -416,7 +416,7 @@ func TestAbuse09AnotherRelay(t *testing.T) {
 		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), Serial: 1,
 	}.Sign(p.authority))
 	key := must(identity.NewAgentKey(rand.Reader))
-	m := p.start(t, key, p.certificate(key, 1, time.Hour), true)
+	m := p.start(t, key, p.pass(key, 1, time.Hour), true)
 	m.until(t, "the failure", func(s relay.Status) bool { return s.State == relay.StateFailed })
 	if err := m.Status().Err; !errors.Is(err, relay.ErrServer) {
 		t.Errorf("got %v", err)

@@ -33,13 +33,13 @@ type fastMember struct {
 func (p *place) fast(b *testing.B, udp bool) *fastMember {
 	b.Helper()
 	key := must(identity.NewAgentKey(rand.Reader))
-	certificate := p.certificate(key, 1, time.Hour)
+	pass := p.pass(key, 1, time.Hour)
 	m := &fastMember{
 		progress: make(chan struct{}, 1),
 		addr:     identity.Address(p.authority.Public(), key.Public()), socket: must(openSocket(netip.MustParseAddrPort("127.0.0.1:0"))),
 	}
 	o := relay.Options{
-		Statement: p.statement, Network: p.authority.Public(), Key: key, Certificate: func() []byte { return certificate },
+		Statement: p.statement, Network: p.authority.Public(), Key: key, Pass: func() []byte { return pass },
 		Deliver: func(_ netip.Addr, d []byte) { m.count(len(d)) },
 	}
 	if udp {

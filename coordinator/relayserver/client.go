@@ -37,7 +37,7 @@ type client struct {
 	meter       meter
 	goneAt      atomic.Int64 // when it was told of one that is gone, in nanoseconds since 1970
 	unboundAt   atomic.Int64 // when it was told that its address is not bound
-	member      atomic.Pointer[identity.Certificate]
+	member      atomic.Pointer[identity.RelayPass]
 	endOnce     sync.Once
 	expiry      *time.Timer
 	burst       burst // from TLS on its way to UDP
@@ -69,11 +69,11 @@ func (s *Server) greet(conn *tls.Conn) (*client, error) {
 	c := &client{server: s, conn: conn, in: bufio.NewReaderSize(conn, relay.FrameBuffer), queue: relay.NewQueue(queueLimit, 2)}
 	reason, err := c.admit(ctx)
 	if err != nil {
+		s.counts.refused.Add(1)
 		if reason != 0 {
 			_, werr := conn.Write(relay.AppendFrame(nil, relay.FrameBye, []byte{byte(reason)}))
 			err = errors.Join(err, werr)
 		}
-		s.counts.refused.Add(1)
 		return nil, err
 	}
 	if !stop() {
@@ -103,12 +103,12 @@ func (c *client) admit(ctx context.Context) (relay.Reason, error) {
 	if err != nil {
 		return relay.ReasonMalformed, err
 	}
-	cert, reason, err := s.member(ctx, agent, hello.Certificate)
+	pass, reason, err := s.member(ctx, agent, hello.Pass)
 	if err != nil {
 		return reason, err
 	}
-	c.agent, c.addr = agent, cert.Address()
-	c.member.Store(&cert)
+	c.agent, c.addr = agent, identity.Address(s.options.Network, agent)
+	c.member.Store(&pass)
 	c.theirs = relay.Header{Slot: hello.Slot, Token: hello.Token}
 	c.meter.set(s.options.Rate, s.options.Burst)
 	for _, b := range [][]byte{c.token[:], c.secret[:]} {
@@ -116,7 +116,7 @@ func (c *client) admit(ctx context.Context) (relay.Reason, error) {
 			return relay.ReasonBusy, err
 		}
 	}
-	c.expiry = time.AfterFunc(cert.NotAfter.Sub(s.options.Now())+clockSkew, func() { c.end(relay.ReasonExpired) })
+	c.expiry = time.AfterFunc(pass.NotAfter.Sub(s.options.Now())+clockSkew, func() { c.end(relay.ReasonExpired) })
 	old, err := s.table.add(c)
 	if err != nil {
 		c.expiry.Stop()
@@ -134,7 +134,7 @@ func (c *client) admit(ctx context.Context) (relay.Reason, error) {
 		s.table.remove(c)
 		return 0, err
 	}
-	if s.isRevoked(agent, cert.Serial) { // meanwhile
+	if s.isRevoked(agent, pass.Serial) { // meanwhile
 		c.end(relay.ReasonRevoked)
 	}
 	return 0, nil
@@ -211,7 +211,7 @@ func (c *client) read() error {
 			if err := c.conn.SetReadDeadline(time.Now().Add(idleLimit)); err != nil {
 				return err
 			}
-		case relay.FrameCertificate:
+		case relay.FramePass:
 			if !c.renew(body) {
 				return nil
 			}
@@ -222,19 +222,19 @@ func (c *client) read() error {
 	}
 }
 
-// renew takes a new certificate in place of the one that will expire.
+// renew takes a new pass in place of the one that will expire.
 func (c *client) renew(raw []byte) bool {
 	ctx, cancel := context.WithTimeout(context.Background(), helloLimit)
 	defer cancel()
-	cert, reason, err := c.server.member(ctx, c.agent, raw)
+	pass, reason, err := c.server.member(ctx, c.agent, raw)
 	if err != nil {
-		c.server.log.Debug("a relay client's new certificate", "error", err)
+		c.server.log.Debug("a relay client's new pass", "error", err)
 		c.end(reason)
 		return false
 	}
-	if cert.Serial > c.member.Load().Serial {
-		c.member.Store(&cert)
-		c.expiry.Reset(cert.NotAfter.Sub(c.server.options.Now()) + clockSkew)
+	if pass.Serial > c.member.Load().Serial {
+		c.member.Store(&pass)
+		c.expiry.Reset(pass.NotAfter.Sub(c.server.options.Now()) + clockSkew)
 	}
 	return true
 }

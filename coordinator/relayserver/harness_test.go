@@ -61,9 +61,9 @@ func newPlace(t testing.TB, change func(*Options)) *place {
 	return p
 }
 
-func (p *place) certificate(key identity.AgentKey, serial uint64, life time.Duration) []byte {
-	return must(identity.Certificate{
-		Agent: key.Public(), Name: "someone", NotBefore: time.Now().Add(-2 * time.Hour), NotAfter: time.Now().Add(life), Serial: serial,
+func (p *place) pass(key identity.AgentKey, serial uint64, life time.Duration) []byte {
+	return must(identity.RelayPass{
+		Agent: key.Public(), NotBefore: time.Now().Add(-2 * time.Hour), NotAfter: time.Now().Add(life), Serial: serial,
 	}.Sign(p.authority)).Raw()
 }
 
@@ -94,7 +94,7 @@ func (p *place) join(t testing.TB, udp bool) *member {
 
 func (p *place) joinAs(t testing.TB, key identity.AgentKey, udp bool) *member {
 	t.Helper()
-	m := p.start(t, key, p.certificate(key, 1, time.Hour), udp)
+	m := p.start(t, key, p.pass(key, 1, time.Hour), udp)
 	want := relay.TransportTLS
 	if udp {
 		want = relay.TransportUDP
@@ -104,14 +104,14 @@ func (p *place) joinAs(t testing.TB, key identity.AgentKey, udp bool) *member {
 }
 
 // start starts a member and doesn't wait.
-func (p *place) start(t testing.TB, key identity.AgentKey, certificate []byte, udp bool) *member {
+func (p *place) start(t testing.TB, key identity.AgentKey, pass []byte, udp bool) *member {
 	t.Helper()
 	m := &member{
 		key: key, addr: identity.Address(p.authority.Public(), key.Public()), got: make(chan packet, 1000), gone: make(chan netip.Addr, 100),
 		conn: must(net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})),
 	}
 	o := relay.Options{
-		Statement: p.statement, Network: p.authority.Public(), Key: m.key, Certificate: func() []byte { return certificate },
+		Statement: p.statement, Network: p.authority.Public(), Key: m.key, Pass: func() []byte { return pass },
 		Deliver: func(from netip.Addr, d []byte) { m.put(packet{from, string(d), false}) },
 		Gone: func(a netip.Addr) {
 			select {

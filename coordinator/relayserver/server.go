@@ -54,9 +54,9 @@ type Options struct {
 	Ports []uint16
 	// Listener takes TLS connections, for a relay that has a port of its own; nil where somebody else calls Serve.
 	Listener net.Listener
-	// Check refuses a member whose certificate is a genuine one, such as a revoked one; nil refuses none. It is asked when a
+	// Check refuses a member whose pass is a genuine one, such as a revoked one; nil refuses none. It is asked when a
 	// member connects, and every minute from then on.
-	Check func(context.Context, identity.Certificate) error
+	Check func(context.Context, identity.RelayPass) error
 	// Rate and Burst limit what one client sends, in bytes a second and bytes at once; 0 means the default, a negative
 	// Rate no limit.
 	Rate, Burst int
@@ -64,7 +64,7 @@ type Options struct {
 	Clients int
 	// Log may be nil. What is logged never has names, addresses of agents, or anything that they send.
 	Log *slog.Logger
-	// Now is the clock for certificates; nil means time.Now.
+	// Now is the clock for passes; nil means time.Now.
 	Now func() time.Time
 }
 
@@ -84,7 +84,7 @@ type Server struct {
 
 	mu      sync.Mutex
 	stopped bool                            // guards conns against being waited for and added to at once
-	revoked map[identity.AgentPublic]uint64 // serials up to which certificates are void
+	revoked map[identity.AgentPublic]uint64 // serials up to which certificates and passes are void
 }
 
 // New opens the UDP port. A host without UDP gets a relay for TLS alone.
@@ -218,7 +218,7 @@ func (s *Server) Serve(conn *tls.Conn) {
 	s.log.Debug("a relay connection ended", "error", err)
 }
 
-// Revoke ends an agent's connection and refuses its certificates up to a serial.
+// Revoke ends an agent's connection and refuses its passes up to a serial.
 func (s *Server) Revoke(agent identity.AgentPublic, serial uint64) {
 	s.mu.Lock()
 	s.revoked[agent] = max(serial, s.revoked[agent])
@@ -235,35 +235,35 @@ func (s *Server) isRevoked(agent identity.AgentPublic, serial uint64) bool {
 	return ok && serial <= last
 }
 
-// member opens a certificate and checks that it makes the agent a member now.
-func (s *Server) member(ctx context.Context, agent identity.AgentPublic, raw []byte) (identity.Certificate, relay.Reason, error) {
-	cert, err := identity.OpenCertificate(raw, s.options.Network)
+// member opens a pass and checks that it makes the agent a member now.
+func (s *Server) member(ctx context.Context, agent identity.AgentPublic, raw []byte) (identity.RelayPass, relay.Reason, error) {
+	pass, err := identity.OpenRelayPass(raw, s.options.Network)
 	if err != nil {
-		return cert, relay.ReasonMember, err
+		return pass, relay.ReasonMember, err
 	}
-	if cert.Agent != agent {
-		return cert, relay.ReasonMember, errors.New("the certificate is another agent's")
+	if pass.Agent != agent {
+		return pass, relay.ReasonMember, errors.New("the pass is another agent's")
 	}
 	now := s.options.Now()
-	if cert.ValidAt(now.Add(clockSkew)) != nil && cert.ValidAt(now.Add(-clockSkew)) != nil {
-		return cert, relay.ReasonExpired, cert.ValidAt(now)
+	if pass.ValidAt(now.Add(clockSkew)) != nil && pass.ValidAt(now.Add(-clockSkew)) != nil {
+		return pass, relay.ReasonExpired, pass.ValidAt(now)
 	}
-	if s.isRevoked(agent, cert.Serial) {
-		return cert, relay.ReasonRevoked, errors.New("the certificate is revoked")
+	if s.isRevoked(agent, pass.Serial) {
+		return pass, relay.ReasonRevoked, errors.New("the pass is revoked")
 	}
-	if err := s.check(ctx, cert); err != nil {
-		return cert, relay.ReasonRevoked, err
+	if err := s.check(ctx, pass); err != nil {
+		return pass, relay.ReasonRevoked, err
 	}
-	return cert, 0, nil
+	return pass, 0, nil
 }
 
-func (s *Server) check(ctx context.Context, cert identity.Certificate) error {
+func (s *Server) check(ctx context.Context, pass identity.RelayPass) error {
 	if s.options.Check == nil {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, helloLimit)
 	defer cancel()
-	return s.options.Check(ctx, cert)
+	return s.options.Check(ctx, pass)
 }
 
 // addrPort is the address of a connection's other end, unmapped; invalid if it has none.

@@ -119,11 +119,11 @@ func TestNATForgets(t *testing.T) {
 	}
 }
 
-// TestMembersOnly: who has no valid certificate of its own gets no slot, and is told why.
+// TestMembersOnly: who has no valid pass of its own gets no slot, and is told why.
 func TestMembersOnly(t *testing.T) {
 	p := newPlace(t, func(o *Options) {
-		o.Check = func(_ context.Context, c identity.Certificate) error {
-			if c.Serial == 13 {
+		o.Check = func(_ context.Context, pass identity.RelayPass) error {
+			if pass.Serial == 13 {
 				return errors.New("no")
 			}
 			return nil
@@ -131,20 +131,24 @@ func TestMembersOnly(t *testing.T) {
 	})
 	key, other := must(identity.NewAgentKey(rand.Reader)), must(identity.NewAgentKey(rand.Reader))
 	foreign := &place{authority: must(identity.NewAuthorityKey(rand.Reader))}
+	certificate := must(identity.Certificate{
+		Agent: key.Public(), Name: "someone", NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), Serial: 9,
+	}.Sign(p.authority)).Raw()
 	p.Revoke(key.Public(), 7)
 	for name, tt := range map[string]struct {
-		certificate []byte
-		want        relay.Reason
+		pass []byte
+		want relay.Reason
 	}{
-		"another network's": {foreign.certificate(key, 9, time.Hour), relay.ReasonMember},
-		"another agent's":   {p.certificate(other, 9, time.Hour), relay.ReasonMember},
-		"no certificate":    {[]byte("x"), relay.ReasonMember},
-		"expired":           {p.certificate(key, 9, -time.Hour), relay.ReasonExpired},
-		"revoked":           {p.certificate(key, 7, time.Hour), relay.ReasonRevoked},
-		"refused":           {p.certificate(key, 13, time.Hour), relay.ReasonRevoked},
+		"another network's": {foreign.pass(key, 9, time.Hour), relay.ReasonMember},
+		"another agent's":   {p.pass(other, 9, time.Hour), relay.ReasonMember},
+		"none":              {[]byte("x"), relay.ReasonMember},
+		"a certificate":     {certificate, relay.ReasonMember},
+		"expired":           {p.pass(key, 9, -time.Hour), relay.ReasonExpired},
+		"revoked":           {p.pass(key, 7, time.Hour), relay.ReasonRevoked},
+		"refused":           {p.pass(key, 13, time.Hour), relay.ReasonRevoked},
 	} {
 		t.Run(name, func(t *testing.T) {
-			m := p.start(t, key, tt.certificate, true)
+			m := p.start(t, key, tt.pass, true)
 			m.until(t, "the refusal", func(s relay.Status) bool { return s.State == relay.StateFailed })
 			var bye *relay.ByeError
 			if err := m.Status().Err; !errors.As(err, &bye) || bye.Reason != tt.want {
@@ -152,12 +156,12 @@ func TestMembersOnly(t *testing.T) {
 			}
 		})
 	}
-	if s := p.Stats(); s.Clients != 0 || s.Refused < 6 {
+	if s := p.Stats(); s.Clients != 0 || s.Refused < 7 {
 		t.Errorf("%+v", s)
 	}
 }
 
-// TestRevoke: a revoked member's connection ends at once, and its datagrams with it; a later certificate is welcome.
+// TestRevoke: a revoked member's connection ends at once, and its datagrams with it; a later pass is welcome.
 func TestRevoke(t *testing.T) {
 	p := newPlace(t, nil)
 	a, b := p.join(t, true), p.join(t, true)
@@ -173,7 +177,7 @@ func TestRevoke(t *testing.T) {
 	}
 	b.nothing(t, p.join(t, true))
 	a.end()
-	m := p.start(t, a.key, p.certificate(a.key, 2, time.Hour), true)
+	m := p.start(t, a.key, p.pass(a.key, 2, time.Hour), true)
 	m.until(t, "the new one", func(s relay.Status) bool { return s.State == relay.StateConnected })
 }
 
@@ -192,11 +196,11 @@ func TestReplaced(t *testing.T) {
 	}
 }
 
-// TestExpiry: a certificate that ends takes the connection with it.
+// TestExpiry: a pass that ends takes the connection with it.
 func TestExpiry(t *testing.T) {
 	p := newPlace(t, func(o *Options) { o.Now = func() time.Time { return time.Now().Add(clockSkew) } })
 	key := must(identity.NewAgentKey(rand.Reader))
-	m := p.start(t, key, p.certificate(key, 1, 2*time.Second), false)
+	m := p.start(t, key, p.pass(key, 1, 2*time.Second), false)
 	m.until(t, "the welcome", func(s relay.Status) bool { return s.State == relay.StateConnected })
 	m.until(t, "the end", func(s relay.Status) bool {
 		var bye *relay.ByeError
@@ -209,7 +213,7 @@ func TestFull(t *testing.T) {
 	p := newPlace(t, func(o *Options) { o.Clients = 2 })
 	a, b := p.join(t, true), p.join(t, false)
 	key := must(identity.NewAgentKey(rand.Reader))
-	m := p.start(t, key, p.certificate(key, 1, time.Hour), true)
+	m := p.start(t, key, p.pass(key, 1, time.Hour), true)
 	m.until(t, "the refusal", func(s relay.Status) bool {
 		var bye *relay.ByeError
 		return errors.As(s.Err, &bye) && bye.Reason == relay.ReasonBusy

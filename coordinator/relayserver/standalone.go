@@ -233,7 +233,7 @@ func (s *Standalone) join(ctx context.Context, client *api.Client) error {
 	if err != nil {
 		return err
 	}
-	req := api.JoinRequest{Acceptance: acceptance.Raw()}
+	req := api.JoinRequest{Acceptance: acceptance.Raw(), Relay: true}
 	if len(s.state.Certificate) == 0 {
 		req.Name = s.options.Name
 		if req.Name == "" {
@@ -351,7 +351,7 @@ func (s *Standalone) list(ctx context.Context, client *api.Client) error {
 func (s *Standalone) follow(ctx context.Context, client *api.Client) error {
 	retry := retries()
 	for {
-		for event, err := range client.Watch(ctx) {
+		for event, err := range client.WatchRevocations(ctx) {
 			if err != nil {
 				s.log.Debug("the coordinator's stream ended", "error", err)
 				break

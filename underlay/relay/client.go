@@ -31,8 +31,8 @@ type Options struct {
 	Network identity.AuthorityPublic
 	// Key is the agent's that is the client.
 	Key identity.AgentKey
-	// Certificate returns that agent's membership certificate as it is now.
-	Certificate func() []byte
+	// Pass returns that agent's pass for relays as it is now.
+	Pass func() []byte
 	// Dial makes a TCP connection to host:port, through a proxy where there is one; a connection through one has a method
 	// Proxied() bool that returns true. nil means net.Dialer.
 	Dial func(ctx context.Context, network, addr string) (net.Conn, error)
@@ -112,8 +112,8 @@ func New(o Options) (*Client, error) {
 	switch {
 	case len(o.Statement.Addresses) == 0 || o.Statement.Network != o.Network:
 		return nil, fmt.Errorf("relay: %w", identity.ErrNetwork)
-	case o.Key.IsZero() || o.Certificate == nil || o.Deliver == nil:
-		return nil, errors.New("relay: a key, a certificate and a receiver are needed")
+	case o.Key.IsZero() || o.Pass == nil || o.Deliver == nil:
+		return nil, errors.New("relay: a key, a pass and a receiver are needed")
 	}
 	if o.Dial == nil {
 		o.Dial = (&net.Dialer{KeepAlive: -1}).DialContext
@@ -360,7 +360,7 @@ func (c *Client) greet(ctx context.Context, conn *tls.Conn) (*session, error) {
 	if s.slot, s.token, err = randomSlot(); err != nil {
 		return nil, err
 	}
-	hello := Hello{Slot: s.slot, Token: s.token, Certificate: s.certificate}
+	hello := Hello{Slot: s.slot, Token: s.token, Pass: s.pass}
 	if _, err := conn.Write(hello.Append(nil)); err != nil {
 		return nil, err
 	}

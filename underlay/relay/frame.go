@@ -18,14 +18,14 @@ type FrameType uint8
 
 // The frames. Those of types that a reader doesn't know are skipped.
 const (
-	FrameHello       FrameType = 1 + iota // client, first: Hello
-	FrameWelcome                          // relay, first: Welcome
-	FrameData                             // 16 of overlay address (of the destination, or from the relay of the source), a sealed datagram
-	FramePing                             // client: id (8)
-	FramePong                             // relay: the same id (8)
-	FrameGone                             // relay: 16 of overlay address: it is not connected here
-	FrameCertificate                      // client: its new membership certificate
-	FrameBye                              // relay, last: reason (1)
+	FrameHello   FrameType = 1 + iota // client, first: Hello
+	FrameWelcome                      // relay, first: Welcome
+	FrameData                         // 16 of overlay address (of the destination, or from the relay of the source), a sealed datagram
+	FramePing                         // client: id (8)
+	FramePong                         // relay: the same id (8)
+	FrameGone                         // relay: 16 of overlay address: it is not connected here
+	FramePass                         // client: its new pass
+	FrameBye                          // relay, last: reason (1)
 )
 
 // Frame is what travels on the TLS connection, in both directions:
@@ -127,11 +127,11 @@ func ParseAddress(body []byte) (netip.Addr, bool) {
 //	3  reserved: 0
 //	4  slot    that the relay shall write into what it sends over UDP
 //	8  token   likewise
-//	…  certificate, of at most 768 bytes
+//	…  pass, of at most 256 bytes: that of the authority for relays, which has no name
 type Hello struct {
-	Slot        uint32
-	Token       Token
-	Certificate []byte
+	Slot  uint32
+	Token Token
+	Pass  []byte // identity.RelayPass
 }
 
 const helloSize = 16
@@ -141,12 +141,12 @@ func (h Hello) Append(b []byte) []byte {
 	fixed := append(make([]byte, 0, helloSize), Version, 0, 0, 0)
 	fixed = binary.BigEndian.AppendUint32(fixed, h.Slot)
 	fixed = append(fixed, h.Token[:]...)
-	return AppendFrame(b, FrameHello, fixed, h.Certificate)
+	return AppendFrame(b, FrameHello, fixed, h.Pass)
 }
 
-// ParseHello reads the body of the frame. The certificate lies in it.
+// ParseHello reads the body of the frame. The pass lies in it.
 func ParseHello(body []byte) (h Hello, err error) {
-	if len(body) <= helloSize || len(body) > helloSize+identity.MaxCertificate {
+	if len(body) <= helloSize || len(body) > helloSize+identity.MaxRelayPass {
 		return h, fmt.Errorf("%w: a hello of %d bytes", ErrFrame, len(body))
 	}
 	if body[0] != Version || body[1] != 0 || body[2] != 0 || body[3] != 0 {
@@ -154,7 +154,7 @@ func ParseHello(body []byte) (h Hello, err error) {
 	}
 	h.Slot = binary.BigEndian.Uint32(body[4:])
 	h.Token = Token(body[8:16])
-	h.Certificate = body[helloSize:]
+	h.Pass = body[helloSize:]
 	return h, nil
 }
 
@@ -222,8 +222,8 @@ type Reason uint8
 const (
 	ReasonClosing   Reason = 1 + iota // the relay ends; others may be up
 	ReasonReplaced                    // the same agent connected anew
-	ReasonMember                      // the certificate is not a valid one of this network, or not the caller's
-	ReasonExpired                     // the certificate expired and no new one came
+	ReasonMember                      // the pass is not a valid one of this network, or not the caller's
+	ReasonExpired                     // the pass expired and no new one came
 	ReasonRevoked                     // the agent is no member any more
 	ReasonBusy                        // the relay takes no more clients
 	ReasonMalformed                   // a frame could not be read
@@ -237,9 +237,9 @@ func (r Reason) String() string {
 	case ReasonReplaced:
 		return "this agent connected from elsewhere too"
 	case ReasonMember:
-		return "the certificate is not valid here"
+		return "the pass is not valid here"
 	case ReasonExpired:
-		return "the certificate expired"
+		return "the pass expired"
 	case ReasonRevoked:
 		return "the agent was revoked"
 	case ReasonBusy:

@@ -26,19 +26,19 @@ const (
 
 // session is one connection to the relay.
 type session struct {
-	client      *Client
-	conn        *tls.Conn
-	in          *bufio.Reader
-	proxied     bool
-	slot        uint32 // ours, that the relay writes
-	token       Token
-	welcome     Welcome
-	certificate []byte // the one that the relay has
-	bind        *binder
-	controls    chan Control
-	pongs       chan uint64
-	wake        chan struct{} // one slot: data was sent
-	out         *Queue
+	client   *Client
+	conn     *tls.Conn
+	in       *bufio.Reader
+	proxied  bool
+	slot     uint32 // ours, that the relay writes
+	token    Token
+	welcome  Welcome
+	pass     []byte // the one that the relay has
+	bind     *binder
+	controls chan Control
+	pongs    chan uint64
+	wake     chan struct{} // one slot: data was sent
+	out      *Queue
 
 	udp   atomic.Pointer[netip.AddrPort] // nil: no way
 	used  atomic.Bool                    // something was sent since the last look
@@ -47,7 +47,7 @@ type session struct {
 
 func newSession(c *Client, conn *tls.Conn) *session {
 	s := &session{
-		client: c, conn: conn, in: bufio.NewReaderSize(conn, FrameBuffer), certificate: bytes.Clone(c.options.Certificate()),
+		client: c, conn: conn, in: bufio.NewReaderSize(conn, FrameBuffer), pass: bytes.Clone(c.options.Pass()),
 		controls: make(chan Control, maxControls), pongs: make(chan uint64, 1), wake: make(chan struct{}, 1), out: NewQueue(maxQueue, 1),
 	}
 	p, ok := conn.NetConn().(interface{ Proxied() bool })
@@ -203,9 +203,9 @@ func (w *watcher) due() time.Time {
 }
 
 func (w *watcher) ping(now time.Time, limit time.Duration) {
-	if now := w.client.options.Certificate(); !bytes.Equal(now, w.certificate) && len(now) > 0 {
-		w.certificate = bytes.Clone(now)
-		w.out.Frame(FrameCertificate, w.certificate)
+	if now := w.client.options.Pass(); !bytes.Equal(now, w.pass) && len(now) > 0 {
+		w.pass = bytes.Clone(now)
+		w.out.Frame(FramePass, w.pass)
 	}
 	w.pingID = uint64(now.UnixNano())
 	w.pingAt, w.pingEnd = now, now.Add(limit)

@@ -45,7 +45,7 @@ func TestWireVectors(t *testing.T) {
 		{"header", h.Append(nil), "25010000 11223344 0102030405060708 fd000001000200030004000500060007"},
 		{"control", c.Append(nil, &secret), "26010300 11223344 0102030405060708 0102030405060708 00000000000000000000000000000009" +
 			"00000000000000000000ffffc0000201 1092 000000000000 0ce54b45c5a0489a403854121d4f0653"},
-		{"hello", Hello{Slot: 1, Certificate: []byte{0xaa}}.Append(nil), "0011 01 01000000 00000001 0000000000000000 aa"},
+		{"hello", Hello{Slot: 1, Pass: []byte{0xaa}}.Append(nil), "0011 01 01000000 00000001 0000000000000000 aa"},
 		{"data", AppendData(nil, h.Address, []byte{1, 2}), "0012 03 fd000001000200030004000500060007 0102"},
 	} {
 		if want := strings.ReplaceAll(v.want, " ", ""); hex.EncodeToString(v.got) != want {
@@ -106,7 +106,7 @@ func TestControlIsAuthentic(t *testing.T) {
 func TestFrames(t *testing.T) {
 	_, c, _ := example()
 	welcome := Welcome{UDP: 7745, Slot: 5, Token: c.Token, Secret: Secret{3}, Observed: c.Observed, Rate: 1000, MaxDatagram: MaxDatagram}
-	hello := Hello{Slot: 5, Token: c.Token, Certificate: []byte("certificate")}
+	hello := Hello{Slot: 5, Token: c.Token, Pass: []byte("pass")}
 	var stream []byte
 	stream = hello.Append(stream)
 	stream = welcome.Append(stream)
@@ -120,7 +120,7 @@ func TestFrames(t *testing.T) {
 		}
 		return body
 	}
-	if h := must(ParseHello(next(FrameHello))); h.Slot != 5 || h.Token != c.Token || string(h.Certificate) != "certificate" {
+	if h := must(ParseHello(next(FrameHello))); h.Slot != 5 || h.Token != c.Token || string(h.Pass) != "pass" {
 		t.Errorf("hello came back as %+v", h)
 	}
 	if w := must(ParseWelcome(next(FrameWelcome))); w != welcome {
@@ -169,7 +169,7 @@ func FuzzControl(f *testing.F) {
 }
 
 func FuzzFrames(f *testing.F) {
-	f.Add(Hello{Certificate: []byte{1}}.Append(nil))
+	f.Add(Hello{Pass: []byte{1}}.Append(nil))
 	f.Add(Welcome{UDP: 1}.Append(nil))
 	f.Add(AppendData(nil, netip.MustParseAddr("fd00::1"), []byte{1}))
 	f.Add(AppendFrame(AppendFrame(nil, FramePing, make([]byte, 8)), FrameBye, []byte{1}))
