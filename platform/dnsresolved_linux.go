@@ -4,6 +4,7 @@ package platform
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -24,13 +25,17 @@ const (
 )
 
 // resolvedDNS tells systemd-resolved which domains our link answers for (org.freedesktop.resolve1(5)). The settings are
-// the link's, and vanish with it. A connection to the bus is made for each use, so a restart of either end is no matter.
+// the link's, and vanish with it. While something is set a connection to the bus stays open, for a look every few seconds; one
+// that is lost is made anew.
 type resolvedDNS struct {
 	stateDir string
 	log      *slog.Logger
 
-	mu     sync.Mutex
-	config *DNSConfig // guarded by mu; nil: nothing is set
+	mu     sync.Mutex // guards what follows
+	config *DNSConfig // nil: nothing is set
+	conn   *dbus.Conn // nil: none is kept
+	// seen is what Refresh has read, for the Upstreams that follows it; nil: that reads by itself.
+	seen []resolvedServer
 }
 
 // resolvedAddress and resolvedDomain are the D-Bus structures (iay) and (sb).
@@ -74,16 +79,56 @@ func resolvedDomains(c DNSConfig) []resolvedDomain {
 
 func (d *resolvedDNS) Mode() string { return ModeResolved }
 
-// onBus calls f with systemd-resolved's object.
+// onBus calls f with systemd-resolved's object, by a connection of its own.
 func onBus(f func(ctx context.Context, o dbus.BusObject) error) error {
-	ctx, cancel := context.WithTimeout(context.Background(), busTimeout)
-	defer cancel()
-	conn, err := dbus.ConnectSystemBus(dbus.WithContext(ctx))
+	conn, err := connectBus()
 	if err != nil {
-		return fmt.Errorf("connect to the system bus: %w", err)
+		return err
 	}
 	defer conn.Close()
+	return ask(conn, f)
+}
+
+func ask(conn *dbus.Conn, f func(ctx context.Context, o dbus.BusObject) error) error {
+	ctx, cancel := context.WithTimeout(context.Background(), busTimeout)
+	defer cancel()
 	return f(ctx, conn.Object(resolvedName, resolvedPath))
+}
+
+// connectBus connects to the system bus. The connection outlives the time that connecting may take.
+func connectBus() (*dbus.Conn, error) {
+	ctx, cancel := context.WithCancel(context.Background())
+	late := time.AfterFunc(busTimeout, cancel)
+	conn, err := dbus.ConnectSystemBus(dbus.WithContext(ctx))
+	if !late.Stop() && err == nil {
+		err = errors.Join(context.DeadlineExceeded, conn.Close())
+	}
+	if err != nil {
+		cancel()
+		return nil, fmt.Errorf("connect to the system bus: %w", err)
+	}
+	return conn, nil
+}
+
+// onBusLocked is onBus by the connection that is kept.
+func (d *resolvedDNS) onBusLocked(f func(ctx context.Context, o dbus.BusObject) error) (err error) {
+	if d.conn != nil {
+		if err = ask(d.conn, f); err == nil || d.conn.Connected() {
+			return err
+		}
+		d.hangUpLocked() // the bus started anew
+	}
+	if d.conn, err = connectBus(); err != nil {
+		return err
+	}
+	return ask(d.conn, f)
+}
+
+func (d *resolvedDNS) hangUpLocked() {
+	if d.conn != nil {
+		_ = d.conn.Close() // it may be closed already
+	}
+	d.conn, d.seen = nil, nil
 }
 
 func (d *resolvedDNS) Set(c DNSConfig) error {
@@ -107,7 +152,7 @@ func (d *resolvedDNS) setLocked(c DNSConfig) error {
 	if err := record.save(d.stateDir); err != nil {
 		return fmt.Errorf("set DNS: %w", err)
 	}
-	err = onBus(func(ctx context.Context, o dbus.BusObject) error {
+	err = d.onBusLocked(func(ctx context.Context, o dbus.BusObject) error {
 		index := int32(link.Index)
 		must := func(method string, args ...any) error {
 			if err := o.CallWithContext(ctx, resolvedManager+"."+method, 0, args...).Err; err != nil {
@@ -132,7 +177,11 @@ func (d *resolvedDNS) setLocked(c DNSConfig) error {
 		}
 		return must("FlushCaches")
 	})
+	d.seen = nil
 	if err != nil {
+		if d.config == nil {
+			d.hangUpLocked()
+		}
 		return fmt.Errorf("set DNS: %w", err)
 	}
 	d.config = &c
@@ -150,11 +199,10 @@ func (d *resolvedDNS) Refresh() (bool, error) {
 	if err != nil {
 		return false, fmt.Errorf("interface %s: %w", d.config.Interface, err)
 	}
-	servers, err := resolvedServers()
-	if err != nil {
+	if d.seen, err = d.serversLocked(); err != nil {
 		return false, err
 	}
-	for _, s := range servers {
+	for _, s := range d.seen {
 		if a, ok := netip.AddrFromSlice(s.Address); ok && int(s.Index) == link.Index && a == d.config.Server {
 			return false, nil
 		}
@@ -162,8 +210,12 @@ func (d *resolvedDNS) Refresh() (bool, error) {
 	return true, d.setLocked(*d.config)
 }
 
-func resolvedServers() (servers []resolvedServer, err error) {
-	err = onBus(func(ctx context.Context, o dbus.BusObject) error {
+func (d *resolvedDNS) serversLocked() (servers []resolvedServer, err error) {
+	use := onBus
+	if d.config != nil {
+		use = d.onBusLocked
+	}
+	err = use(func(ctx context.Context, o dbus.BusObject) error {
 		var v dbus.Variant
 		call := o.CallWithContext(ctx, "org.freedesktop.DBus.Properties.Get", 0, resolvedManager, "DNS")
 		if err := call.Store(&v); err != nil {
@@ -178,10 +230,13 @@ func resolvedServers() (servers []resolvedServer, err error) {
 func (d *resolvedDNS) Upstreams() []netip.AddrPort {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	servers, err := resolvedServers()
-	if err != nil {
-		d.log.Warn("the system's resolvers aren't known", "error", err)
-		return nil
+	servers := d.seen
+	if d.seen = nil; servers == nil {
+		var err error
+		if servers, err = d.serversLocked(); err != nil {
+			d.log.Warn("the system's resolvers aren't known", "error", err)
+			return nil
+		}
 	}
 	own, index := netip.Addr{}, 0
 	if d.config != nil {
@@ -216,6 +271,7 @@ func (d *resolvedDNS) Restore() error {
 		return err
 	}
 	d.config = nil
+	d.hangUpLocked()
 	return removeDNSRecord(d.stateDir)
 }
 

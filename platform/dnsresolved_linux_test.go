@@ -22,6 +22,7 @@ type fakeResolved struct {
 	mu    sync.Mutex
 	calls []string
 	links map[int32][]resolvedAddress
+	gets  int
 }
 
 func (f *fakeResolved) note(format string, args ...any) *dbus.Error {
@@ -58,6 +59,7 @@ func (f *fakeResolved) RevertLink(i int32) *dbus.Error {
 func (f *fakeResolved) Get(_, name string) (dbus.Variant, *dbus.Error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	f.gets++
 	servers := []resolvedServer{{0, 2, []byte{192, 0, 2, 1}}, {999, 10, []byte{0xfe, 0x80, 15: 1}}}
 	for i, addrs := range f.links {
 		for _, a := range addrs {
@@ -65,6 +67,26 @@ func (f *fakeResolved) Get(_, name string) (dbus.Variant, *dbus.Error) {
 		}
 	}
 	return dbus.MakeVariant(servers), nil
+}
+
+func (f *fakeResolved) asked() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.gets
+}
+
+// busConnections connects to the bus and tells how many have done so up to now.
+func busConnections(t *testing.T, bus string) (n int) {
+	t.Helper()
+	conn, err := dbus.Connect(bus)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if _, err := fmt.Sscanf(conn.Names()[0], ":1.%d", &n); err != nil {
+		t.Fatal(err)
+	}
+	return n
 }
 
 func (f *fakeResolved) take() []string {
@@ -152,6 +174,27 @@ func TestSystemdResolved(t *testing.T) {
 	if got := d.Upstreams(); !slices.Equal(got, ports("192.0.2.1", "fe80::1")) {
 		t.Errorf("upstreams %v", got)
 	}
+	// Looking again and again takes one call each, by the connection that there is.
+	connections, asked := busConnections(t, bus), fake.asked()
+	for range 5 {
+		if changed, err := d.Refresh(); changed || err != nil {
+			t.Errorf("Refresh: %v, %v", changed, err)
+		}
+		if got := d.Upstreams(); !slices.Equal(got, ports("192.0.2.1", "fe80::1")) {
+			t.Errorf("upstreams %v", got)
+		}
+	}
+	if n := busConnections(t, bus) - connections; n != 1 { // the one that counts
+		t.Errorf("%d connections were made for five looks", n-1)
+	}
+	if n := fake.asked() - asked; n != 5 {
+		t.Errorf("%d questions were asked in five looks", n)
+	}
+	// A connection that is lost is made anew.
+	d.(*resolvedDNS).conn.Close()
+	if changed, err := d.Refresh(); changed || err != nil {
+		t.Errorf("Refresh after the connection was lost: %v, %v", changed, err)
+	}
 	// A restart of the service forgets the link's settings.
 	fake.mu.Lock()
 	clear(fake.links)
@@ -159,6 +202,14 @@ func TestSystemdResolved(t *testing.T) {
 	if changed, err := d.Refresh(); !changed || err != nil || len(fake.take()) != len(want) {
 		t.Errorf("Refresh after a restart: %v, %v", changed, err)
 	}
+	if err := d.Restore(); err != nil || d.(*resolvedDNS).conn != nil {
+		t.Errorf("Restore: %v", err)
+	}
+	fake.take()
+	if err := d.Set(testConfig); err != nil || len(fake.take()) != len(want) { // by a process that is killed then
+		t.Errorf("Set again: %v", err)
+	}
+	d.(*resolvedDNS).conn.Close()
 	if err := RestoreDNS(s.state, nil); err != nil {
 		t.Fatal(err)
 	}
