@@ -133,8 +133,9 @@ func (s *Set) answered(w *way, now time.Duration, p underlay.Path, rtt time.Dura
 	switch {
 	case w == s.current:
 		w.next = max(w.next, now+pingEvery-rtt)
-	case w == s.left.way && s.current != nil && s.current.proof <= s.left.at:
-		// It was late, not lost, and the other one has not answered either.
+	case w == s.left.way && s.current != nil && s.current.proof <= s.left.at &&
+		(now-rtt <= s.left.at || now-s.left.at > s.current.wait()):
+		// It was late, not lost, and the other one has not answered either; or that one has had its time.
 		w.hold, w.died = s.left.hold, s.left.died
 		s.use(w, now)
 	default:
