@@ -23,12 +23,13 @@ import (
 )
 
 const (
-	maxResponse     = 16 << 20
-	maxHeader       = 32 << 10
-	attemptTimeout  = 20 * time.Second // one request to one address
-	handshakeLimit  = 10 * time.Second
-	firstByteLimit  = 15 * time.Second
-	idleConnections = 90 * time.Second
+	maxResponse    = 16 << 20
+	maxHeader      = 32 << 10
+	attemptTimeout = 20 * time.Second // one request to one address
+	handshakeLimit = 10 * time.Second
+	firstByteLimit = 15 * time.Second
+	// idleConnections is how long one is kept for later calls: not until TCP asks whether the other end is there.
+	idleConnections = 30 * time.Second
 )
 
 // ClientOptions say whom a client calls and who it is.

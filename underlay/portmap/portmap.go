@@ -29,8 +29,10 @@ const (
 	minRenew = time.Minute
 	// permanentRenew is when a mapping without an end is looked at.
 	permanentRenew = time.Hour
-	// firstRetry and lastRetry are the pauses after no gateway granted anything.
+	// firstRetry and lastRetry are the pauses after no gateway granted anything, each longer than the one before: the first is
+	// for a word that was lost, the others for a gateway that learns.
 	firstRetry = time.Minute
+	longer     = 4
 	lastRetry  = time.Hour
 	// askLimit bounds one attempt with one protocol, releaseLimit the end.
 	askLimit     = 2 * time.Second
@@ -124,7 +126,7 @@ func (m *Mapper) Run(ctx context.Context) {
 				m.release(ctx, held)
 			}
 			timer.Reset(retry)
-			retry = min(2*retry, lastRetry)
+			retry = min(longer*retry, lastRetry)
 		} else {
 			timer.Reset(next.renewAfter(time.Now()))
 			retry = firstRetry

@@ -17,7 +17,9 @@ import (
 
 const (
 	pingInterval = 25 * time.Second // where all goes over TLS
-	restInterval = 2 * time.Minute  // where UDP has a way, and TLS only has to stay
+	// restInterval is where UDP has a way, and TLS only has to stay: below the four minutes after which some translators forget a
+	// connection, and the five after which a relay does.
+	restInterval = 210 * time.Second
 	pongLimit    = 10 * time.Second
 	hurryLimit   = 5 * time.Second // the host moved, or nothing comes back
 	maxQueue     = 256 << 10       // bytes that wait for the connection
