@@ -39,6 +39,7 @@ type fixture struct {
 	certificate Certificate
 	statement   TunnelStatement
 	record      Record
+	carried     Record // with a carrier
 	plain       []byte // a record of four fields, from before there were relays
 	signal      Signal
 	consent     Consent
@@ -74,6 +75,9 @@ func newFixture() fixture {
 	f.record = must(Record{Network: network, Serial: 1790000000123, Endpoints: []netip.AddrPort{
 		netip.MustParseAddrPort("192.0.2.10:7745"), netip.MustParseAddrPort("[2001:db8::1]:7745"),
 	}, Relays: []AgentPublic{AgentKeyFromSeed(seed(6)).Public(), AgentKeyFromSeed(seed(7)).Public()}}.Sign(f.alice))
+	f.carried = must(Record{
+		Network: network, Serial: 1790000000124, Endpoints: f.record.Endpoints, Relays: f.record.Relays, Carrier: f.bob.Public(),
+	}.Sign(f.alice))
 	f.plain = must(seal(recordDomain, MaxRecord, f.alice.Signer(), plainRecordBody{
 		Network: network, Agent: f.alice.Public(), Serial: 1790000000122, Endpoints: packEndpoints(f.record.Endpoints),
 	}))
@@ -118,6 +122,7 @@ func (f fixture) statements() map[string]struct {
 		"certificate":       {f.certificate.Raw(), certificate},
 		"tunnel":            {f.statement.Raw(), statement},
 		"record":            {f.record.Raw(), record},
+		"record-carried":    {f.carried.Raw(), record},
 		"record-plain":      {f.plain, record},
 		"signal":            {f.signal.Raw(), signal},
 		"consent":           {f.consent.Raw(), consent},
@@ -184,8 +189,12 @@ func TestOpenRoundTrip(t *testing.T) {
 	}
 	if r := must(OpenRecord(f.record.Raw(), network)); !slices.Equal(r.Endpoints, f.record.Endpoints) ||
 		r.Endpoints[0] != netip.MustParseAddrPort("192.0.2.10:7745") || !slices.Equal(r.Relays, f.record.Relays) ||
-		r.Relays[0] != AgentKeyFromSeed(seed(6)).Public() {
+		r.Relays[0] != AgentKeyFromSeed(seed(6)).Public() || !r.Carrier.IsZero() {
 		t.Errorf("record came back as %+v", r)
+	}
+	if r := must(OpenRecord(f.carried.Raw(), network)); !slices.Equal(r.Endpoints, f.record.Endpoints) ||
+		!slices.Equal(r.Relays, f.record.Relays) || r.Agent != f.alice.Public() || r.Carrier != f.bob.Public() {
+		t.Errorf("record with a carrier came back as %+v", r)
 	}
 	if r := must(OpenRecord(f.plain, network)); !slices.Equal(r.Endpoints, f.record.Endpoints) || len(r.Relays) != 0 ||
 		r.Serial != 1790000000122 || r.Agent != f.alice.Public() {
@@ -435,6 +444,16 @@ func TestFieldRanges(t *testing.T) {
 			_, err := Record{Network: network, Relays: []AgentPublic{{1}, {2}, {3}, {4}, {5}}}.Sign(f.alice)
 			return err
 		},
+		"an agent that carries itself": func() error {
+			_, err := Record{Network: network, Carrier: f.alice.Public()}.Sign(f.alice)
+			return err
+		},
+		"a record with no carrier in the form of one with": func() error {
+			_, err := OpenRecord(must(seal(recordDomain, MaxRecord, f.alice.Signer(), carriedRecordBody{
+				Network: network, Agent: f.alice.Public(), Endpoints: [][]byte{}, Relays: [][KeySize]byte{},
+			})), network)
+			return err
+		},
 		"a relay twice": func() error {
 			_, err := Record{Network: network, Relays: []AgentPublic{{1}, {2}, {1}}}.Sign(f.alice)
 			return err
@@ -480,7 +499,7 @@ func TestFieldRanges(t *testing.T) {
 		endpoints = append(endpoints, netip.AddrPortFrom(netip.MustParseAddr("2001:db8::1"), uint16(1000+i)))
 	}
 	relays := []AgentPublic{{1}, {2}, {3}, {4}}
-	if _, err := (Record{Network: network, Serial: 1 << 63, Endpoints: endpoints, Relays: relays}).Sign(f.alice); err != nil {
+	if _, err := (Record{Network: network, Serial: 1 << 63, Endpoints: endpoints, Relays: relays, Carrier: f.bob.Public()}).Sign(f.alice); err != nil {
 		t.Errorf("largest record: %v", err)
 	}
 	if _, err := (Signal{Network: network, To: f.bob.Public(), Serial: 1 << 63, Endpoints: endpoints, Relays: relays}).Sign(f.alice); err != nil {

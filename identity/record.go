@@ -21,6 +21,9 @@ type Record struct {
 	Serial    uint64           // milliseconds since 1970 when it was made; a higher one replaces a lower one
 	Endpoints []netip.AddrPort // at most 32
 	Relays    []AgentPublic    // keys of the relays at which the node is, home first, at most 4
+	// Carrier is the agent in whose name the node is at its relays, where that is not Agent: a node with several agents is
+	// there once.
+	Carrier AgentPublic
 	signed
 }
 
@@ -31,6 +34,17 @@ type recordBody struct {
 	Serial    uint64
 	Endpoints [][]byte // 16 bytes of address (RFC 4291, section 2.5.5.2 for IPv4), 2 bytes of port, network order
 	Relays    [][KeySize]byte
+}
+
+// carriedRecordBody is a record with a carrier. One without has the shorter form, so that there is one form for each.
+type carriedRecordBody struct {
+	_         struct{} `cbor:",toarray"`
+	Network   [KeySize]byte
+	Agent     [KeySize]byte
+	Serial    uint64
+	Endpoints [][]byte
+	Relays    [][KeySize]byte
+	Carrier   [KeySize]byte
 }
 
 // plainRecordBody is a record from before there were relays. Such ones are in files and registries, and are still good.
@@ -53,17 +67,39 @@ func (r Record) Sign(key AgentKey) (Record, error) {
 	if err := body.check(); err != nil {
 		return Record{}, err
 	}
-	raw, err := seal(recordDomain, MaxRecord, key.Signer(), body)
+	var sealed any = body
+	if !r.Carrier.IsZero() {
+		if err := checkCarrier(r.Carrier, body.Agent); err != nil {
+			return Record{}, err
+		}
+		sealed = carriedRecordBody{
+			Network: body.Network, Agent: body.Agent, Serial: body.Serial, Endpoints: body.Endpoints, Relays: body.Relays,
+			Carrier: r.Carrier,
+		}
+	}
+	raw, err := seal(recordDomain, MaxRecord, key.Signer(), sealed)
 	if err != nil {
 		return Record{}, err
 	}
-	return body.open(raw), nil
+	return body.open(raw, r.Carrier), nil
 }
 
-// OpenRecord decodes a record and checks that the agent it names signed it. One of four fields has no relays.
+// OpenRecord decodes a record and checks that the agent it names signed it. One of four fields has no relays, and only one of
+// six has a carrier.
 func OpenRecord(raw []byte, network AuthorityPublic) (Record, error) {
 	var body recordBody
+	var carrier AgentPublic
 	verify, err := unseal(recordDomain, MaxRecord, raw, &body)
+	if errors.Is(err, ErrEncoding) {
+		var carried carriedRecordBody
+		if v, carriedErr := unseal(recordDomain, MaxRecord, raw, &carried); carriedErr == nil {
+			verify, err = v, checkCarrier(carried.Carrier, carried.Agent)
+			carrier = carried.Carrier
+			body = recordBody{
+				Network: carried.Network, Agent: carried.Agent, Serial: carried.Serial, Endpoints: carried.Endpoints, Relays: carried.Relays,
+			}
+		}
+	}
 	if errors.Is(err, ErrEncoding) {
 		var plain plainRecordBody
 		if v, plainErr := unseal(recordDomain, MaxRecord, raw, &plain); plainErr == nil {
@@ -83,7 +119,14 @@ func OpenRecord(raw []byte, network AuthorityPublic) (Record, error) {
 	if err := body.check(); err != nil {
 		return Record{}, fmt.Errorf("record: %w", err)
 	}
-	return body.open(raw), nil
+	return body.open(raw, carrier), nil
+}
+
+func checkCarrier(carrier, agent [KeySize]byte) error {
+	if carrier == [KeySize]byte{} || carrier == agent {
+		return fmt.Errorf("%w: a carrier is another agent", ErrField)
+	}
+	return nil
 }
 
 func (b recordBody) check() error {
@@ -93,10 +136,10 @@ func (b recordBody) check() error {
 	return checkRelays(b.Relays)
 }
 
-func (b recordBody) open(raw []byte) Record {
+func (b recordBody) open(raw []byte, carrier AgentPublic) Record {
 	return Record{
 		Network: b.Network, Agent: b.Agent, Serial: b.Serial, Endpoints: unpackEndpoints(b.Endpoints),
-		Relays: unpackRelays(b.Relays), signed: signed{slices.Clone(raw)},
+		Relays: unpackRelays(b.Relays), Carrier: carrier, signed: signed{slices.Clone(raw)},
 	}
 }
 

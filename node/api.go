@@ -111,7 +111,7 @@ func (n *Node) Ping(ctx context.Context, r localapi.PingRequest) (localapi.PingR
 	}
 	ctx, cancel := context.WithTimeout(ctx, min(r.Timeout, maxPing))
 	defer cancel()
-	echo, err := m.engine.overlay.Ping(ctx, result.Address)
+	echo, err := m.engine.overlay.Ping(ctx, m.book.self, result.Address)
 	if ctx.Err() != nil && err != nil {
 		return localapi.PingResult{}, &localapi.Error{Code: localapi.CodeTimeout,
 			Message: fmt.Sprintf("%s did not answer within %s", result.Name, r.Timeout), Hint: "pilot status says how it was last reached"}

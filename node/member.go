@@ -192,7 +192,7 @@ func (n *Node) greet(ctx context.Context, m *membership) {
 	var group errgroup.Group
 	for _, a := range addrs {
 		group.Go(func() error {
-			_, err := m.engine.overlay.Ping(ctx, a)
+			_, err := m.engine.overlay.Ping(ctx, m.book.self, a)
 			return err
 		})
 	}

@@ -76,7 +76,7 @@ func (b *book) plan(in planInput) plan {
 		p.overlay.Peers = append(p.overlay.Peers, overlay.Peer{
 			Agent: agent, Addr: rule.Addr, Tunnel: known.tunnel,
 			Candidates: candidates(prefix, known), Relays: relays.of(known.record.Relays),
-			Offline: in.connected && !known.online,
+			Offline: in.connected && !known.online, Carrier: carrier(b.network, known.record),
 		})
 		if _, disputed := b.mismatches[known.certificate.Name]; !disputed {
 			p.hosts = append(p.hosts, magicdns.Host{Name: known.certificate.Name, Addr: rule.Addr})
@@ -84,6 +84,14 @@ func (b *book) plan(in planInput) plan {
 	}
 	p.overlay.Policy = map[identity.AgentPublic]*policy.Compiled{b.self: policy.Compile(rules)}
 	return p
+}
+
+// carrier is the address at which relays know a peer's node, where it isn't the peer's own.
+func carrier(network identity.AuthorityPublic, r identity.Record) (addr netip.Addr) {
+	if r.Carrier.IsZero() {
+		return addr
+	}
+	return identity.Address(network, r.Carrier)
 }
 
 // rule turns the two consents into what the policy decides by.

@@ -132,6 +132,6 @@ func (n *Node) called(m *membership, raw []byte) error {
 	relays := newRelayPlan(m.book.usableRelays(n.saved.AvoidJurisdictions, now), here).of(signal.Relays)
 	endpoints := usableAddrs(identity.NetworkPrefix(m.book.network), signal.Endpoints)
 	n.log.Debug("a peer calls", "agent", p.certificate.Name, "endpoints", fmt.Sprint(endpoints), "relays", len(relays))
-	m.engine.overlay.Call(signal.From, endpoints, relays)
+	m.engine.overlay.Call(m.book.self, signal.From, endpoints, relays)
 	return nil
 }

@@ -134,6 +134,14 @@ type givenCookie struct {
 type localSet struct {
 	keys   []*localKey
 	newest map[identity.AgentPublic]*localKey
+	known  map[credential]*localKey
+}
+
+// credential is all that a localKey is made of.
+type credential struct {
+	agent                  identity.AgentPublic
+	secret                 [identity.KeySize]byte
+	statement, certificate string
 }
 
 // localKey is a tunnel key of a local agent, with what it needs to answer.
@@ -173,24 +181,23 @@ func NewMachine(o Options) (*Machine, error) {
 // changing nothing, if a key, a statement or a certificate does not fit its agent (ErrKeyMismatch), is not signed well
 // (ErrStatement, ErrCertificate), or an agent is there twice or has no key. It does not look at validity in time.
 func (m *Machine) SetLocals(locals []Local) error {
-	set := &localSet{newest: make(map[identity.AgentPublic]*localKey, len(locals))}
+	old := m.locals.Load()
+	set := &localSet{newest: make(map[identity.AgentPublic]*localKey, len(locals)), known: make(map[credential]*localKey, len(locals))}
 	for _, l := range locals {
 		if _, twice := set.newest[l.Agent]; twice || len(l.Keys) == 0 {
 			return fmt.Errorf("noise: local agent %v: there twice or without a key", l.Agent)
 		}
-		certificate, err := identity.OpenCertificate(l.Certificate, m.network)
-		if err != nil {
-			return fmt.Errorf("%w: local agent %v: %w", ErrCertificate, l.Agent, err)
-		}
-		if certificate.Agent != l.Agent {
-			return fmt.Errorf("%w: local agent %v: certificate", ErrKeyMismatch, l.Agent)
-		}
 		for i, k := range l.Keys {
-			key, err := m.localKey(l, k)
-			if err != nil {
-				return fmt.Errorf("local agent %v: %w", l.Agent, err)
+			// A node has many agents, and most of them are as they were: signatures are not checked twice.
+			id := credential{agent: l.Agent, secret: k.Key.Bytes(), statement: string(k.Statement), certificate: string(l.Certificate)}
+			key := old.known[id]
+			if key == nil {
+				var err error
+				if key, err = m.localKey(l, k); err != nil {
+					return fmt.Errorf("local agent %v: %w", l.Agent, err)
+				}
 			}
-			set.keys = append(set.keys, key)
+			set.keys, set.known[id] = append(set.keys, key), key
 			if i == 0 {
 				set.newest[l.Agent] = key
 			}
@@ -201,6 +208,13 @@ func (m *Machine) SetLocals(locals []Local) error {
 }
 
 func (m *Machine) localKey(l Local, k TunnelIdentity) (*localKey, error) {
+	certificate, err := identity.OpenCertificate(l.Certificate, m.network)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrCertificate, err)
+	}
+	if certificate.Agent != l.Agent {
+		return nil, fmt.Errorf("%w: certificate", ErrKeyMismatch)
+	}
 	statement, err := identity.OpenTunnelStatement(k.Statement, m.network)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrStatement, err)

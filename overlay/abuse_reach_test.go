@@ -97,7 +97,7 @@ func TestAbuse16CandidatesThatPointInward(t *testing.T) {
 		good := netip.MustParseAddrPort(addrC)
 		a.state.Peers[0].Candidates = append(slices.Clone(bad), a.state.Peers[0].Candidates...)
 		a.set()
-		a.o.Call(b.key.Public(), bad, nil)
+		a.o.Call(a.key.Public(), b.key.Public(), bad, nil)
 		p := udpPacket(a.addr, b.addr, 1, 2, "x")
 		a.dev.Inject(p)
 		b.want(time.Second, p)

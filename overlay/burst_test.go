@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"testing"
 
+	"github.com/pilot-protocol/pilot/identity"
 	"github.com/pilot-protocol/pilot/noise"
 	"github.com/pilot-protocol/pilot/overlay/packet"
 	"github.com/pilot-protocol/pilot/policy"
@@ -61,7 +62,7 @@ func TestBurstThroughTheTunnel(t *testing.T) {
 		s.sa.keep, counter.calls = true, 0
 		p, h := s.largeSend(45*1348, 1)
 		want := bytes.Clone(p)
-		out := newOutbound(s.a)
+		out := newOutbound(s.a, s.a.device)
 		out.begin()
 		out.send(p, &h)
 		out.flush()
@@ -110,7 +111,7 @@ func TestBurstThroughABadNetwork(t *testing.T) {
 		s.sa.keep = true
 		p, h := s.largeSend(40*1348+5, rnd.Uint32())
 		first, payload := binary.BigEndian.Uint32(p[44:]), bytes.Clone(p[72:])
-		out := newOutbound(s.a)
+		out := newOutbound(s.a, s.a.device)
 		out.begin()
 		out.send(p, &h)
 		out.flush()
@@ -146,7 +147,7 @@ func TestBurstDoesNotAllocate(t *testing.T) {
 	s := newStill(t).connect()
 	s.sb.offloads = tun.OffloadChecksum | tun.OffloadTCP | tun.OffloadUDP
 	p, h := s.largeSend(45*1348, 1)
-	fresh, out := bytes.Clone(p), newOutbound(s.a)
+	fresh, out := bytes.Clone(p), newOutbound(s.a, s.a.device)
 	if n := testing.AllocsPerRun(50, func() {
 		copy(p, fresh)
 		out.begin()
@@ -185,15 +186,16 @@ func TestBurstIsDenied(t *testing.T) {
 	s.a.device = r
 	r.headers, r.packets = nil, nil
 	if err := s.a.Set(State{Prefix: s.a.snap.Load().prefix, Locals: []noise.Local{s.pa.local()},
-		Peers: []Peer{{Agent: s.pb.key.Public(), Addr: s.pb.addr, Tunnel: s.pb.stmt}}}); err != nil {
+		Policy: map[identity.AgentPublic]*policy.Compiled{s.pa.key.Public(): policy.Compile([]policy.Rule{{Peer: s.pb.key.Public(), Addr: s.pb.addr}})},
+		Peers:  []Peer{{Agent: s.pb.key.Public(), Addr: s.pb.addr, Tunnel: s.pb.stmt}}}); err != nil {
 		t.Fatal(err)
 	}
 	p, h := s.largeSend(45*1348, 1)
-	out := newOutbound(s.a)
+	out := newOutbound(s.a, s.a.device)
 	out.begin()
 	out.send(p, &h)
 	out.flush()
-	if n := s.a.counters.deniedOut[policy.DenyUnknown].Load(); n != 1 || len(r.packets) != 1 {
+	if n := s.a.counters.deniedOut[policy.DenyNoConsentLocal].Load(); n != 1 || len(r.packets) != 1 {
 		t.Fatalf("denied %d times, %d answers, %v", n, len(r.packets), s.a.Status().Drops)
 	}
 	var info packet.Info
@@ -229,7 +231,7 @@ func TestCongestionIsCarried(t *testing.T) {
 		s.sa.keep = true
 		p := udpPacket(s.pa.addr, s.pb.addr, 1, 2, "mark")
 		p[0], p[1] = 0x60|tt.inner>>4, tt.inner<<4
-		out := newOutbound(s.a)
+		out := newOutbound(s.a, s.a.device)
 		out.begin()
 		out.send(p, &tun.Header{})
 		if class := out.burst.Class; class != tt.inner {
@@ -256,7 +258,7 @@ func TestCongestionIsCarried(t *testing.T) {
 func BenchmarkBurstSend(b *testing.B) {
 	s := newStill(b).connect()
 	p, h := s.largeSend(45*1348, 1)
-	head, out := bytes.Clone(p[:72]), newOutbound(s.a)
+	head, out := bytes.Clone(p[:72]), newOutbound(s.a, s.a.device)
 	b.SetBytes(45 * 1348)
 	b.ReportAllocs()
 	for b.Loop() {

@@ -57,7 +57,7 @@ func newDuplex(o *Overlay) *duplex {
 	if waiter == nil {
 		return nil
 	}
-	return &duplex{under: under, waiter: waiter, first: len(descriptors), out: newOutbound(o), in: newInbound(o), bursts: newBursts()}
+	return &duplex{under: under, waiter: waiter, first: len(descriptors), out: newOutbound(o, device), in: newInbound(o), bursts: newBursts()}
 }
 
 func (d *duplex) run(ctx context.Context) error {

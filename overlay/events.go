@@ -50,9 +50,10 @@ type HandshakeFailed struct {
 	Reason       Reason
 }
 
-// UnknownPeer says that somebody who is not in the State wants to be talked to: a program sent to Addr, or Agent, a
-// member of the network, called. The other field is zero. The same one is told at most once in five seconds.
+// UnknownPeer says that somebody whom a local agent doesn't know wants to talk with it: a program of its sent to Addr, or
+// Agent, a member of the network, called. The other field is zero. The same one is told at most once in five seconds.
 type UnknownPeer struct {
+	Local identity.AgentPublic
 	Agent identity.AgentPublic
 	Addr  netip.Addr
 }

@@ -119,7 +119,7 @@ func (o *Overlay) admit(local identity.AgentPublic, remote identity.Certificate,
 	}
 	r, ok := snap.find(o.network, local, remote.Agent)
 	if !ok {
-		o.events.emitUnknown(UnknownPeer{Agent: remote.Agent}, now.at)
+		o.events.emitUnknown(UnknownPeer{Local: local, Agent: remote.Agent}, now.at)
 		return errUnknownPeer
 	}
 	switch snap.admitted(r, remote.Serial, now) {
@@ -129,7 +129,7 @@ func (o *Overlay) admit(local identity.AgentPublic, remote identity.Certificate,
 		return errRevoked
 	default:
 		// Perhaps the node has not heard of a consent yet.
-		o.events.emitUnknown(UnknownPeer{Agent: remote.Agent}, now.at)
+		o.events.emitUnknown(UnknownPeer{Local: local, Agent: remote.Agent}, now.at)
 		return errNotTrusted
 	}
 }

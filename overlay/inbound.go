@@ -33,6 +33,7 @@ type inbound struct {
 	now    moment
 	recent recent
 	run    run
+	device tun.Device // what join is for
 	join   burst.Joiner
 	one    [1][]byte
 	// relayed is the path of a datagram that a relay forwarded: it lies here so that nothing is allocated.
@@ -52,7 +53,7 @@ type run struct {
 }
 
 func newInbound(o *Overlay) *inbound {
-	return &inbound{o: o, join: burst.Joiner{Offloads: o.device.Offloads()}, whole: make([]byte, 0, parts.MaxPacket)}
+	return &inbound{o: o, device: o.device, join: burst.Joiner{Offloads: o.device.Offloads()}, whole: make([]byte, 0, parts.MaxPacket)}
 }
 
 func (o *Overlay) inboundLoop(ctx context.Context, loop int) error {
@@ -204,6 +205,10 @@ func (b *inbound) settle() {
 
 // deliver gives a packet to the device, at once or with those that follow it.
 func (b *inbound) deliver(p []byte, flags noise.Flags, info *packet.Info) {
+	if device := b.o.deviceOf(b.snap, p); device != b.device {
+		b.flush()
+		b.device, b.join.Offloads = device, device.Offloads()
+	}
 	if flags&noise.FlagPartial != 0 && b.join.Offloads&tun.OffloadChecksum != 0 {
 		if !b.join.Add(p, info) {
 			b.flush()
@@ -227,7 +232,7 @@ func (b *inbound) flush() {
 }
 
 func (b *inbound) write(h *tun.Header, pieces [][]byte) {
-	if err := b.o.device.Write(h, pieces); err != nil {
+	if err := b.device.Write(h, pieces); err != nil {
 		b.o.counters.drop(DropDevice)
 		if errors.Is(err, os.ErrClosed) {
 			b.err = err

@@ -114,7 +114,7 @@ func TestSlowWire(t *testing.T) {
 		w.setWeather(func(_, _ netip.AddrPort, _ []byte) []time.Duration { return []time.Duration{trip} })
 		a, b := w.node(addrA), w.node(addrB)
 		trust(a, b)
-		r, err := a.o.Ping(t.Context(), b.addr)
+		r, err := a.o.Ping(t.Context(), a.key.Public(), b.addr)
 		if err != nil || r.RTT != 2*trip {
 			t.Errorf("%+v %v", r, err)
 		}
@@ -158,7 +158,7 @@ func TestControlDuringTraffic(t *testing.T) {
 		})
 		all.Go(func() {
 			for range 20 {
-				if _, err := c.o.Ping(t.Context(), a.addr); err != nil {
+				if _, err := c.o.Ping(t.Context(), c.key.Public(), a.addr); err != nil {
 					t.Error(err)
 				}
 				time.Sleep(500 * time.Millisecond)

@@ -182,7 +182,7 @@ func TestLimitsAreRememberedByPath(t *testing.T) {
 // sendOne sends what the device has, and returns the datagrams.
 func (s *still) sendOne(p []byte, h tun.Header) [][]byte {
 	s.sa.keep = true
-	out := newOutbound(s.a)
+	out := newOutbound(s.a, s.a.device)
 	out.begin()
 	out.send(p, &h)
 	out.flush()
@@ -380,7 +380,7 @@ func TestNarrowPathDoesNotAllocate(t *testing.T) {
 	s.carries(1100)
 	s.sb.offloads = tun.OffloadChecksum | tun.OffloadTCP
 	p, h := s.largeSend(45*1348, 1)
-	fresh, single, out := bytes.Clone(p), sized(s.pa.addr, s.pb.addr, 1280), newOutbound(s.a)
+	fresh, single, out := bytes.Clone(p), sized(s.pa.addr, s.pb.addr, 1280), newOutbound(s.a, s.a.device)
 	send := func() {
 		copy(p, fresh)
 		out.begin()
@@ -415,7 +415,7 @@ func TestNarrowPathDoesNotAllocate(t *testing.T) {
 func TestHandshakeOverANarrowInterface(t *testing.T) {
 	s := newStill(t)
 	s.a.under = &refuser{sink: s.sa, size: 1100}
-	sendAll(newOutbound(s.a), [][]byte{udpPacket(s.pa.addr, s.pb.addr, 1, 2, "first")})
+	sendAll(newOutbound(s.a, s.a.device), [][]byte{udpPacket(s.pa.addr, s.pb.addr, 1, 2, "first")})
 	now := s.a.now()
 	s.a.runTimers(now)
 	s.a.runTimers(now)

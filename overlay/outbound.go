@@ -37,6 +37,7 @@ const (
 // outbound is the state of the loop from device to underlay.
 type outbound struct {
 	o       *Overlay
+	device  tun.Device
 	answers answerer
 	snap    *snapshot
 	now     moment
@@ -60,18 +61,18 @@ type outbound struct {
 	part []byte // of a packet that fits no record
 }
 
-func newOutbound(o *Overlay) *outbound {
-	b := &outbound{o: o, in: make([]byte, tun.MaxPacket)}
+func newOutbound(o *Overlay, device tun.Device) *outbound {
+	b := &outbound{o: o, device: device, in: make([]byte, tun.MaxPacket)}
 	b.burst.Data = make([]byte, 0, max(underlay.MaxBurst, o.mtu+noise.Overhead))
 	b.part = make([]byte, 0, parts.MaxPacket)
 	b.answers.init(o)
 	return b
 }
 
-func (o *Overlay) outboundLoop(ctx context.Context) error {
-	b := newOutbound(o)
+func (o *Overlay) outboundLoop(ctx context.Context, device tun.Device) error {
+	b := newOutbound(o, device)
 	for {
-		n, err := o.device.Read(b.in, &b.header, true)
+		n, err := device.Read(b.in, &b.header, true)
 		if err == nil {
 			b.begin()
 			b.send(b.in[:n], &b.header)
@@ -95,7 +96,7 @@ func (b *outbound) drain(budget int) error {
 func (b *outbound) more(budget int) error {
 	defer b.flush()
 	for budget > 0 {
-		n, err := b.o.device.Read(b.in, &b.header, false)
+		n, err := b.device.Read(b.in, &b.header, false)
 		if n == 0 || err != nil {
 			return err
 		}
@@ -306,7 +307,8 @@ func (b *outbound) elsewhere(p []byte, h *tun.Header, info *packet.Info, key pac
 		c.drop(DropNotUnicast)
 		return
 	}
-	if _, local := b.snap.locals[key.Source()]; !local {
+	local, ours := b.snap.locals[key.Source()]
+	if !ours {
 		c.drop(DropSourceNotLocal)
 		return
 	}
@@ -317,15 +319,14 @@ func (b *outbound) elsewhere(p []byte, h *tun.Header, info *packet.Info, key pac
 		return
 	}
 	addr := netip.AddrFrom16(dst)
-	_, own := b.snap.locals[dst]
-	if own || !b.snap.prefix.Contains(addr) || identity.Reserved(b.snap.prefix, addr) {
+	if dst == key.Source() || !b.snap.prefix.Contains(addr) || identity.Reserved(b.snap.prefix, addr) {
 		c.drop(DropNoRoute)
 		b.answers.unreachable(p, info, packet.NoRoute, b.snap.service, b.now)
 		return
 	}
 	// Whether there is such an agent is not told: it looks like one without consent.
 	c.drop(DropUnknownPeer)
-	b.o.events.emitUnknown(UnknownPeer{Addr: addr}, b.now.at)
+	b.o.events.emitUnknown(UnknownPeer{Local: local, Addr: addr}, b.now.at)
 	b.answers.deny(p, info, b.snap.service, b.now)
 }
 
@@ -376,7 +377,7 @@ func (a *answerer) tooBig(p []byte, info *packet.Info, mtu int, snap *snapshot, 
 
 func (a *answerer) write(p []byte) {
 	a.one[0] = p
-	if err := a.o.device.Write(nil, a.one[:]); err != nil {
+	if err := a.o.deviceOf(a.o.snap.Load(), p).Write(nil, a.one[:]); err != nil {
 		a.o.counters.drop(DropDevice)
 	}
 }
@@ -403,7 +404,7 @@ func (o *Overlay) stackLoop(ctx context.Context) error {
 				o.counters.drop(DropStack)
 				continue
 			}
-			if err := o.device.Write(nil, one); err != nil && !errors.Is(err, os.ErrClosed) {
+			if err := o.deviceOf(snap, one[0]).Write(nil, one); err != nil && !errors.Is(err, os.ErrClosed) {
 				o.counters.drop(DropDevice)
 			}
 		}

@@ -69,6 +69,7 @@ type Stack interface {
 type Options struct {
 	Network  identity.AuthorityPublic
 	Device   tun.Device // Run closes it: nothing else ends a waiting Read
+	Hosted   tun.Device // has all local agents but the first; nil: Device has them too. Run closes it
 	Underlay Underlay   // Run closes it too
 	Stack    Stack      // nil: nothing answers at the service address
 	AES      bool       // the machine has AES instructions
@@ -87,6 +88,7 @@ const (
 type Overlay struct {
 	network identity.AuthorityPublic
 	device  tun.Device
+	hosted  tun.Device // nil: all agents are behind device
 	mtu     int
 	under   Underlay
 	stack   Stack
@@ -145,7 +147,7 @@ func New(o Options) (*Overlay, error) {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
 	v := &Overlay{
-		network: o.Network, device: o.Device, mtu: o.Device.MTU(), under: o.Underlay, stack: o.Stack,
+		network: o.Network, device: o.Device, hosted: o.Hosted, mtu: o.Device.MTU(), under: o.Underlay, stack: o.Stack,
 		clock: o.Now, epoch: o.Now().Add(-time.Hour), log: o.Log, processors: runtime.NumCPU(),
 		flows: newFlowTable(), limiter: packet.NewLimiter(),
 		handshakes: make(chan arrival, handshakeBuffer),
@@ -179,15 +181,22 @@ func (o *Overlay) Run(ctx context.Context) error {
 	group.Go(func() error {
 		<-inner.Done()
 		o.farewell()
-		return errors.Join(o.device.Close(), o.under.Close(), d.wake())
+		err := errors.Join(o.device.Close(), o.under.Close(), d.wake())
+		if o.hosted != nil {
+			err = errors.Join(err, o.hosted.Close())
+		}
+		return err
 	})
 	if d != nil {
 		group.Go(func() error { return d.run(inner) })
 	} else {
-		group.Go(func() error { return o.outboundLoop(inner) })
+		group.Go(func() error { return o.outboundLoop(inner, o.device) })
 		for loop := range o.under.Loops() {
 			group.Go(func() error { return o.inboundLoop(inner, loop) })
 		}
+	}
+	if o.hosted != nil {
+		group.Go(func() error { return o.outboundLoop(inner, o.hosted) })
 	}
 	if o.stack != nil {
 		group.Go(func() error { return o.stackLoop(inner) })
@@ -209,6 +218,14 @@ func (o *Overlay) reserve() {
 	if need := 1 + o.under.Loops() + others; runtime.GOMAXPROCS(0) < need {
 		runtime.GOMAXPROCS(need)
 	}
+}
+
+// deviceOf is the device that has the agent which a packet is for.
+func (o *Overlay) deviceOf(snap *snapshot, p []byte) tun.Device {
+	if o.hosted == nil || [16]byte(p[24:40]) == snap.first.Source() {
+		return o.device
+	}
+	return o.hosted
 }
 
 // Segments is how many full packets of an MTU fit in one send of the underlay: it is best if the kernel makes its bursts no

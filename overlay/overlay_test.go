@@ -442,28 +442,28 @@ func TestPing(t *testing.T) {
 		a, b, c := w.node(addrA), w.node(addrB), w.idleNode(w.agent(), addrC)
 		a.know(c, &policy.Grant{}, &policy.Grant{})
 		trust(a, b)
-		r, err := a.o.Ping(t.Context(), b.addr)
+		r, err := a.o.Ping(t.Context(), a.key.Public(), b.addr)
 		if err != nil || r.RTT != 2*latency || r.Path.Remote.String() != addrB {
 			t.Errorf("%+v %v", r, err)
 		}
 		if rtt := a.o.Status().Peers[0].RTT + a.o.Status().Peers[1].RTT; rtt != 2*latency {
 			t.Errorf("status: %v", rtt)
 		}
-		if _, err := a.o.Ping(t.Context(), c.addr); !errors.Is(err, ErrOffline) {
+		if _, err := a.o.Ping(t.Context(), a.key.Public(), c.addr); !errors.Is(err, ErrOffline) {
 			t.Errorf("nobody there: %v", err)
 		}
-		if _, err := a.o.Ping(t.Context(), w.agent().addr); !errors.Is(err, ErrUnknown) {
+		if _, err := a.o.Ping(t.Context(), a.key.Public(), w.agent().addr); !errors.Is(err, ErrUnknown) {
 			t.Errorf("unknown: %v", err)
 		}
 		b.rules = make(map[identity.AgentPublic][]policy.Rule)
 		b.know(a, nil, nil).set()
 		time.Sleep(time.Second)
-		_, err = a.o.Ping(t.Context(), b.addr)
+		_, err = a.o.Ping(t.Context(), a.key.Public(), b.addr)
 		var pe *PingError
 		if !errors.Is(err, ErrNotTrusted) || !errors.As(err, &pe) || pe.Reason != string(ReasonNotTrusted) {
 			t.Errorf("the peer does not consent: %v", err)
 		}
-		if _, err := b.o.Ping(t.Context(), a.addr); !errors.Is(err, ErrNotTrusted) || fmt.Sprint(err) != "ping: not trusted (no-consent-local)" {
+		if _, err := b.o.Ping(t.Context(), b.key.Public(), a.addr); !errors.Is(err, ErrNotTrusted) || fmt.Sprint(err) != "ping: not trusted (no-consent-local)" {
 			t.Errorf("we do not consent: %v", err)
 		}
 		a.o.mu.Lock()

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"time"
 
+	"github.com/pilot-protocol/pilot/identity"
 	"github.com/pilot-protocol/pilot/policy"
 	"github.com/pilot-protocol/pilot/underlay"
 )
@@ -61,10 +62,10 @@ type pong struct {
 	err    error
 }
 
-// Ping asks the peer with this address, in the name of the first local agent, whether it is there: with a sealed message
+// Ping asks the peer with this address, in the name of a local agent, whether it is there: with a sealed message
 // inside the session, which is made if there is none. It asks again each second, up to ten times.
 // Errors: *PingError, or ctx's.
-func (o *Overlay) Ping(ctx context.Context, addr netip.Addr) (PingResult, error) {
+func (o *Overlay) Ping(ctx context.Context, local identity.AgentPublic, addr netip.Addr) (PingResult, error) {
 	done := make(chan pong, 1)
 	var ids []uint64
 	defer func() {
@@ -77,7 +78,7 @@ func (o *Overlay) Ping(ctx context.Context, addr netip.Addr) (PingResult, error)
 	retry := time.NewTimer(pingRetry)
 	defer retry.Stop()
 	for range pingTries {
-		id, err := o.startPing(addr, done)
+		id, err := o.startPing(local, addr, done)
 		if err != nil {
 			return PingResult{}, err
 		}
@@ -94,20 +95,15 @@ func (o *Overlay) Ping(ctx context.Context, addr netip.Addr) (PingResult, error)
 	return PingResult{}, &PingError{Err: ErrOffline, Reason: string(ReasonTimeout)}
 }
 
-func (o *Overlay) startPing(addr netip.Addr, done chan pong) (uint64, error) {
+func (o *Overlay) startPing(local identity.AgentPublic, addr netip.Addr, done chan pong) (uint64, error) {
 	now := o.now()
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	snap := o.snap.Load()
-	key := snap.first
-	if addr.Is6() {
-		a := addr.As16()
-		copy(key[16:], a[:])
-	}
-	r, ok := snap.routes[key]
+	r, ok := snap.routes[addresses(identity.Address(o.network, local), addr)]
 	if !ok {
 		if snap.prefix.Contains(addr) {
-			o.events.emitUnknown(UnknownPeer{Addr: addr}, now.at)
+			o.events.emitUnknown(UnknownPeer{Local: local, Addr: addr}, now.at)
 		}
 		return 0, &PingError{Err: ErrUnknown}
 	}

@@ -49,6 +49,9 @@ func randomID() uint64 {
 // count, and none of ours.
 func (o *Overlay) whereLocked(l *link) (candidates []netip.AddrPort, relays []uint32) {
 	snap := o.snap.Load()
+	if _, here := snap.locals[l.addr.As16()]; here {
+		return snap.self, nil // two agents of this node
+	}
 	sources := l.said
 	slices.SortStableFunc(sources[:], func(a, b said) int { return int(min(max(b.at-a.at, -1), 1)) })
 	for _, s := range sources {
@@ -67,12 +70,20 @@ func (o *Overlay) whereLocked(l *link) (candidates []netip.AddrPort, relays []ui
 	return candidates, relays
 }
 
+// carrier is the address by which relays know the peer's node.
+func (l *link) carrier(snap *snapshot) netip.Addr {
+	if p := snap.peers[l.remote]; p != nil && p.Carrier.IsValid() {
+		return p.Carrier
+	}
+	return l.addr
+}
+
 // learnLocked tells the link's paths what is known.
 func (o *Overlay) learnLocked(l *link, now moment) {
 	snap := o.snap.Load()
 	candidates, relays := o.whereLocked(l)
 	l.paths.Learn(now.at, paths.Facts{
-		Peer: l.addr, Candidates: candidates, Relays: relays, Spare: snap.selfRelays, NAT: snap.nat, PeerNAT: l.said[saidInSession].nat,
+		Peer: l.carrier(snap), Candidates: candidates, Relays: relays, Spare: snap.selfRelays, NAT: snap.nat, PeerNAT: l.said[saidInSession].nat,
 	})
 }
 
@@ -116,7 +127,7 @@ func (o *Overlay) waysLocked(l *link) (ways []underlay.Path) {
 		add(underlay.Path{Remote: c})
 	}
 	for _, r := range relays[:min(len(relays), paths.MaxRelays)] {
-		add(underlay.Path{Remote: netip.AddrPortFrom(l.addr, 0), Relay: r})
+		add(underlay.Path{Remote: netip.AddrPortFrom(l.carrier(o.snap.Load()), 0), Relay: r})
 	}
 	return ways
 }

@@ -125,7 +125,7 @@ func connect(a, b *site) func() {
 					if _, calling := e.(Calling); calling {
 						all.Go(func() {
 							time.Sleep(30 * time.Millisecond)
-							s.peer.o.Call(s.key.Public(), self, relays)
+							s.peer.o.Call(s.peer.key.Public(), s.key.Public(), self, relays)
 						})
 					}
 				}

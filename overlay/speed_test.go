@@ -112,7 +112,7 @@ func openPolicy(me, to *agent) map[identity.AgentPublic]*policy.Compiled {
 // connect makes the session by hand: what the goroutines of Run do.
 func (s *still) connect() *still {
 	packets := [][]byte{udpPacket(s.pa.addr, s.pb.addr, 1, 2, "first")}
-	sendAll(newOutbound(s.a), packets)
+	sendAll(newOutbound(s.a, s.a.device), packets)
 	s.a.runTimers(s.a.now())
 	for _, d := range s.sa.take() {
 		s.b.handleHandshake(arrival{d, s.fromA})
@@ -181,7 +181,7 @@ func (s *still) burst(n, size int) (bufs [][]byte) {
 // records returns sealed bursts for b.
 func (s *still) records(n, size int) [][]byte {
 	s.sa.keep = true
-	bufs, out := s.burst(64, size), newOutbound(s.a)
+	bufs, out := s.burst(64, size), newOutbound(s.a, s.a.device)
 	for range (n + 63) / 64 {
 		sendAll(out, bufs)
 	}
@@ -191,7 +191,7 @@ func (s *still) records(n, size int) [][]byte {
 
 func TestDataPathDoesNotAllocate(t *testing.T) {
 	s := newStill(t).connect()
-	bufs, out := s.burst(32, 1400), newOutbound(s.a)
+	bufs, out := s.burst(32, 1400), newOutbound(s.a, s.a.device)
 	if n := testing.AllocsPerRun(50, func() { sendAll(out, bufs) }); n != 0 {
 		t.Errorf("out: %v allocations for a burst", n)
 	}
@@ -222,7 +222,7 @@ func TestBatchesByPath(t *testing.T) {
 	s := newStill(t).connect()
 	counter := &batchCounter{sink: s.sa}
 	s.a.under = counter
-	sendAll(newOutbound(s.a), s.burst(64, 100))
+	sendAll(newOutbound(s.a, s.a.device), s.burst(64, 100))
 	if counter.calls != 1 || counter.datagrams != 64 {
 		t.Errorf("%d calls for %d datagrams", counter.calls, counter.datagrams)
 	}
@@ -243,7 +243,7 @@ func (c *batchCounter) SendBurst(b *underlay.Burst) error {
 
 func BenchmarkOverlaySend(b *testing.B) {
 	s := newStill(b).connect()
-	bufs, out := s.burst(64, 1400), newOutbound(s.a)
+	bufs, out := s.burst(64, 1400), newOutbound(s.a, s.a.device)
 	b.SetBytes(64 * 1400)
 	b.ReportAllocs()
 	for b.Loop() {

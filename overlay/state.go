@@ -22,7 +22,7 @@ var ErrState = errors.New("overlay: invalid state")
 // State is everything that the overlay is told. Set takes a copy of it, but not of what its pointers point to.
 type State struct {
 	Prefix  netip.Prefix  // the network's /48
-	Locals  []noise.Local // the node's agents; the first is the one that pings
+	Locals  []noise.Local // the node's agents; the first is the one that pings, and the one behind Options.Device
 	Peers   []Peer
 	Policy  map[identity.AgentPublic]*policy.Compiled // by local agent; an agent without one talks to nobody
 	Revoked map[identity.AgentPublic]uint64           // certificates of the agent up to this serial are void
@@ -39,6 +39,7 @@ type Peer struct {
 	Tunnel     identity.TunnelStatement // zero: not known yet
 	Candidates []netip.AddrPort         // where it may be reached
 	Relays     []uint32                 // identity.RelayID of the relays at which it is, home first
+	Carrier    netip.Addr               // the address that relays know its node by; zero: its own
 	Offline    bool                     // the coordinator does not see it: fail at once where there is no session
 }
 
@@ -48,7 +49,7 @@ type snapshot struct {
 	prefix     netip.Prefix
 	service    [16]byte
 	locals     map[[16]byte]identity.AgentPublic
-	first      packet.Addresses // source half: the agent that pings
+	first      packet.Addresses // source half: the first agent
 	peers      map[identity.AgentPublic]*Peer
 	policy     map[identity.AgentPublic]*policy.Compiled
 	revoked    map[identity.AgentPublic]uint64
@@ -113,13 +114,13 @@ func (o *Overlay) compile(st State, old *snapshot, generation uint64) (*snapshot
 		}
 		p.Candidates, p.Relays = slices.Clone(p.Candidates), slices.Clone(p.Relays)
 		s.peers[p.Agent] = &p
-		if _, own := s.locals[p.Addr.As16()]; own {
-			continue // agents of one node reach each other through the kernel
-		}
 		for _, l := range st.Locals {
+			r := route{rules: s.policy[l.Agent]}
+			if l.Agent == p.Agent || !r.rules.Knows(p.Addr) {
+				continue // what is sent there is answered as if nobody lived there
+			}
 			key := addresses(identity.Address(o.network, l.Agent), p.Addr)
-			r := route{link: old.routes[key].link, rules: s.policy[l.Agent]}
-			if r.link == nil {
+			if r.link = old.routes[key].link; r.link == nil {
 				r.link = newLink(l.Agent, p.Agent, p.Addr, key)
 			}
 			s.routes[key] = r
@@ -191,36 +192,34 @@ func peerChanged(a, b *Peer) bool {
 		!slices.Equal(a.Candidates, b.Candidates) || !slices.Equal(a.Relays, b.Relays)
 }
 
-// Call says that an agent wants to be reached, and where: a signal came from it, which the caller has verified. Each local
-// agent that may talk to it reaches out at once: with a new session, or along the paths of the one that it has. An agent that
+// Call says that an agent wants to be reached by a local one, and where: a signal came from it, which the caller has
+// verified. The local agent reaches out at once: with a new session, or along the paths of the one that it has. An agent that
 // is not in the State is ignored, and so is one that called within the last second.
-func (o *Overlay) Call(agent identity.AgentPublic, candidates []netip.AddrPort, relays []uint32) {
+func (o *Overlay) Call(local, agent identity.AgentPublic, candidates []netip.AddrPort, relays []uint32) {
 	now := o.now()
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	snap := o.snap.Load()
-	for _, r := range snap.routes {
-		l := r.link
-		if l.remote != agent || o.control.ended || !r.rules.Trusted(l.addr, now.wall) {
-			continue
-		}
-		signal := &l.said[saidInSignal]
-		if signal.at != 0 && now.at-signal.at < pauseBetween {
-			continue // whoever calls more often gets no more
-		}
-		*signal = said{at: now.at, candidates: slices.Clone(candidates), relays: slices.Clone(relays)}
-		l.failed = 0
-		switch {
-		case l.attempt.active:
-			l.attempt.next = now.at
-		case l.current.Load() != nil:
-			o.learnLocked(l, now)
-			l.paths.Told(now.at)
-		case l.pending == nil:
-			o.beginLocked(l, now)
-		}
-		o.scheduleLocked(l, now.at)
+	r, ok := o.snap.Load().routes[addresses(identity.Address(o.network, local), identity.Address(o.network, agent))]
+	if !ok || o.control.ended || !r.rules.Trusted(r.link.addr, now.wall) {
+		return
 	}
+	l := r.link
+	signal := &l.said[saidInSignal]
+	if signal.at != 0 && now.at-signal.at < pauseBetween {
+		return // whoever calls more often gets no more
+	}
+	*signal = said{at: now.at, candidates: slices.Clone(candidates), relays: slices.Clone(relays)}
+	l.failed = 0
+	switch {
+	case l.attempt.active:
+		l.attempt.next = now.at
+	case l.current.Load() != nil:
+		o.learnLocked(l, now)
+		l.paths.Told(now.at)
+	case l.pending == nil:
+		o.beginLocked(l, now)
+	}
+	o.scheduleLocked(l, now.at)
 }
 
 // Refresh says that this node's own addresses changed, or that the host woke. All paths to each peer with a session are asked

@@ -95,6 +95,15 @@ func Compile(rules []Rule) *Compiled {
 	return c
 }
 
+// Knows reports whether there is a rule for a peer, be it one that denies.
+func (c *Compiled) Knows(peer netip.Addr) bool {
+	if c == nil {
+		return false
+	}
+	_, ok := c.rules[peer]
+	return ok
+}
+
 // Decide answers for one flow at the time now. It does not allocate.
 func (c *Compiled) Decide(f Flow, now time.Time) Verdict {
 	r, v := c.trust(f.Peer, now)
