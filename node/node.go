@@ -29,6 +29,7 @@ import (
 	"github.com/pilot-protocol/pilot/coordinator/api"
 	"github.com/pilot-protocol/pilot/identity"
 	"github.com/pilot-protocol/pilot/node/localapi"
+	"github.com/pilot-protocol/pilot/node/recent"
 	"github.com/pilot-protocol/pilot/platform"
 )
 
@@ -47,6 +48,7 @@ type Options struct {
 type Node struct {
 	opts   Options
 	log    *slog.Logger
+	recent *recent.Log // the latest lines of log
 	now    func() time.Time
 	system System
 	folder folder
@@ -99,6 +101,8 @@ func New(o Options) (*Node, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
+	kept := recent.New(recentLog)
+	o.Log = slog.New(kept.Handler(o.Log.Handler()))
 	if o.Now == nil {
 		o.Now = time.Now
 	}
@@ -119,7 +123,7 @@ func New(o Options) (*Node, error) {
 		return nil, explain(err)
 	}
 	n := &Node{
-		opts: o, log: o.Log, now: o.Now, system: o.System, folder: folder{o.StateDir}, unlock: unlock,
+		opts: o, log: o.Log, recent: kept, now: o.Now, system: o.System, folder: folder{o.StateDir}, unlock: unlock,
 		tasks: make(chan func(context.Context) error), stop: make(chan struct{}), upLock: make(chan struct{}, 1),
 	}
 	if err := n.load(); err != nil {
@@ -198,7 +202,7 @@ func (n *Node) Run(ctx context.Context) error {
 	defer cancel()
 	server := localapi.NewServer(localapi.ServerOptions{
 		Daemon: n, Trust: n, Checker: n, Caller: n.opts.Caller, Metrics: n.metrics(), Log: n.log,
-		Version: n.opts.Version,
+		Version: n.opts.Version, Diagnoser: n,
 	})
 	group.Go(func() error { return server.Serve(ctx, listener) })
 	group.Go(func() error {

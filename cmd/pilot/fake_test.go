@@ -214,6 +214,17 @@ func (d *fakeDaemon) WhoIs(_ context.Context, q string) (localapi.Agent, error) 
 		Tags: []string{d.text("db")}, Jurisdiction: d.text("DE"), Trust: localapi.TrustMutual, Online: true}, nil
 }
 
+func (d *fakeDaemon) Diagnose(context.Context) (localapi.Diagnosis, error) {
+	return localapi.Diagnosis{Goroutines: "goroutine profile: total 1\n", Log: []string{
+		`{"time":"2026-03-01T12:00:00Z","level":"INFO","msg":"session up","agent":"warehouse","path":"direct 203.0.113.7:7745"}` + "\n",
+		`{"level":"ERROR","msg":"a defect","error":"can't use pilot://` + strings.Repeat("INVITE", 10) + `","sneaky":"PASSWORD"}` + "\n",
+	}}, nil
+}
+
+func (d *fakeDaemon) metrics(w http.ResponseWriter, _ *http.Request) {
+	_, _ = fmt.Fprintln(w, `pilot_peer_direct{peer="warehouse"} 1`)
+}
+
 // serve answers on a socket until ctx ends or somebody says down.
 func (d *fakeDaemon) serve(ctx context.Context, socket string) error {
 	if d.state == "" {
@@ -225,7 +236,7 @@ func (d *fakeDaemon) serve(ctx context.Context, socket string) error {
 	}
 	ctx, d.stop = context.WithCancel(ctx)
 	defer d.stop()
-	s := localapi.NewServer(localapi.ServerOptions{Daemon: d, Trust: d, Checker: d, Caller: func(net.Conn) error { return nil }, Log: slog.New(slog.DiscardHandler), Version: d.version})
+	s := localapi.NewServer(localapi.ServerOptions{Daemon: d, Trust: d, Checker: d, Caller: func(net.Conn) error { return nil }, Log: slog.New(slog.DiscardHandler), Version: d.version, Diagnoser: d, Metrics: http.HandlerFunc(d.metrics)})
 	return s.Serve(ctx, l)
 }
 

@@ -4,11 +4,13 @@ package lab
 
 import (
 	"bytes"
+	"context"
 	"crypto/ed25519"
 	"encoding/base64"
 	"encoding/hex"
 	"fmt"
 	"io/fs"
+	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
@@ -32,6 +34,7 @@ func newSecret(what, file string, raw []byte) secret {
 		raw, []byte(hex.EncodeToString(raw)), []byte(strings.ToUpper(hex.EncodeToString(raw))),
 		// Without the last characters, which padding and what follows may change.
 		[]byte(base64.StdEncoding.EncodeToString(raw)[:40]), []byte(base64.URLEncoding.EncodeToString(raw)[:40]),
+		[]byte(url.QueryEscape(base64.StdEncoding.EncodeToString(raw)[:40])), []byte(fmt.Sprint(raw)),
 	}}
 }
 
@@ -71,6 +74,82 @@ func TestAbuse06SecretsAreNowhereElse(t *testing.T) {
 		searchProcesses(t, h, secrets)
 		searchFiles(t, h, secrets)
 	}
+}
+
+// A report on a defect, of daemons that log all they can, has none of the secrets that there are: keys, invites, and those in
+// the environment. The search finds one that is put there.
+func TestAbuse06BugReport(t *testing.T) {
+	m := openTrio(t, "tar")
+	const password, token = "unmistakable-Passw0rd", "unmistakable-T0ken"
+	var daemons []*Process
+	for _, h := range []*Host{m.a, m.b} {
+		h.Setenv("HTTPS_PROXY", "http://ada:"+password+"@192.0.2.99:3128")
+		h.Setenv("NO_PROXY", "192.0.2.0/24")
+		h.Setenv("SECRET_TOKEN", token)
+		daemons = append(daemons, h.Start("pilot", "daemon", "--log-level", "debug"))
+	}
+	Eventually(t, 20*time.Second, func(context.Context) error { // until they answer: status ends with 3 also if no network is up
+		for _, h := range []*Host{m.a, m.b} {
+			if r := tryPilot(h, "", "status"); !strings.Contains(r.Stdout, `"pid"`) {
+				return fmt.Errorf("%v", r)
+			}
+		}
+		return nil
+	})
+	planner := found(t, m.a, "planner")
+	joinBy(t, m.b, "warehouse", planner.Invite)
+	tryPilot(m.b, planner.Invite, "up", "-")                         // used already
+	tryPilot(m.b, planner.Invite[:len(planner.Invite)-4], "up", "-") // and one that is cut
+	m.b.Must(deadline(t, time.Minute), "pilot", "ping", "planner", "--count", "1")
+
+	parsed, err := identity.ParseInvite(planner.Invite)
+	if err != nil {
+		t.Fatal(err)
+	}
+	seed := parsed.Key.Seed()
+	secrets := []secret{
+		newSecret("join key", "", seed[:]), {what: "invite", forms: [][]byte{[]byte(strings.TrimPrefix(planner.Invite, "pilot://")[:60])}},
+		{what: "the proxy's password", forms: textForms(password)}, {what: "the environment's token", forms: textForms(token)},
+	}
+	for _, h := range []*Host{m.a, m.b} {
+		secrets = append(secrets, keyFiles(t, h)...)
+	}
+	for i, h := range []*Host{m.a, m.b} {
+		path := filepath.Join(h.Home(), "report.tar.gz")
+		for _, redact := range []string{"--redact=false", "--redact"} {
+			h.Must(deadline(t, time.Minute), "pilot", "bugreport", redact, "-o", path)
+			text := []byte(h.Must(deadline(t, time.Minute), "tar", "-xzOf", path))
+			h.Must(deadline(t, time.Minute), "rm", path)
+			for _, want := range []string{"session up", "goroutine profile", "pilot_up 1", `"well"`, "There is no private key in it"} {
+				if !bytes.Contains(text, []byte(want)) {
+					t.Errorf("%s: no %q in the report", h.Name(), want)
+				}
+			}
+			if named := bytes.Contains(text, []byte("warehouse")); named == (redact == "--redact") {
+				t.Errorf("%s: with %s the name of the other agent: %v", h.Name(), redact, named)
+			}
+			for _, s := range secrets {
+				if s.in(text) {
+					t.Errorf("%s: %s is in the report", h.Name(), s.what)
+				}
+				if s.in([]byte(daemons[i].Logs())) {
+					t.Errorf("%s: %s is in the log", h.Name(), s.what)
+				}
+				for _, form := range s.forms {
+					if !s.in(append(bytes.Clone(text), form...)) {
+						t.Errorf("%s would not be found", s.what)
+					}
+				}
+			}
+		}
+	}
+}
+
+// textForms are those of a secret that is text.
+func textForms(text string) [][]byte {
+	encoded := base64.StdEncoding.EncodeToString([]byte(text))
+	return [][]byte{[]byte(text), []byte(hex.EncodeToString([]byte(text))), []byte(encoded[:len(encoded)-4]),
+		[]byte(base64.RawURLEncoding.EncodeToString([]byte(text))[:len(encoded)-4]), []byte(url.QueryEscape(text))}
 }
 
 // keyFiles reads the private keys of a host: the files of its state folder that are named for it.
@@ -194,10 +273,13 @@ func TestAbuse06SearchFindsEachForm(t *testing.T) {
 	s := newSecret("key", "", raw)
 	for _, text := range []string{
 		string(raw), hex.EncodeToString(raw), strings.ToUpper(hex.EncodeToString(raw)), base64.StdEncoding.EncodeToString(raw),
-		base64.RawURLEncoding.EncodeToString(raw),
+		base64.RawURLEncoding.EncodeToString(raw), url.QueryEscape(base64.StdEncoding.EncodeToString(raw)), fmt.Sprint(raw),
 	} {
 		if !s.in([]byte(`{"x":"` + text + `"}`)) {
 			t.Errorf("not found in %q", text)
+		}
+		if strings.ContainsAny(text, "%[") {
+			continue // no form for a file
 		}
 		for _, file := range []string{text + "\n", `{"version":1,"seed":"` + text + `"}`} {
 			if keys := keysIn([]byte(file)); string(raw) != text && (len(keys) != 1 || !bytes.Equal(keys[0], raw)) {

@@ -42,8 +42,10 @@ type ServerOptions struct {
 	Checker Checker
 	Caller  Caller
 	Metrics http.Handler // optional
-	Version string       // of this program, for clients to compare
-	Log     *slog.Logger
+	// Diagnoser is optional: without one there is no such path.
+	Diagnoser Diagnoser
+	Version   string // of this program, for clients to compare
+	Log       *slog.Logger
 }
 
 // Server answers the local API.
@@ -68,6 +70,9 @@ func NewServer(opts ServerOptions) *Server {
 		return d.WhoIs(r.Context(), r.URL.Query().Get("q"))
 	}))
 	s.mux.Handle("POST /v1/netcheck", answer(func(r *http.Request) (any, error) { return opts.Checker.Netcheck(r.Context()) }))
+	if opts.Diagnoser != nil {
+		s.mux.Handle("GET /v1/diagnosis", answer(func(r *http.Request) (any, error) { return opts.Diagnoser.Diagnose(r.Context()) }))
+	}
 	if opts.Metrics != nil {
 		s.mux.Handle("GET /metrics", opts.Metrics)
 	}

@@ -15,6 +15,7 @@
 //	GET    /v1/trust                          → TrustList
 //	POST   /v1/trust           TrustRequest   → TrustEntry
 //	GET    /v1/whois?q=…                      → Agent
+//	GET    /v1/diagnosis                      → Diagnosis     latest lines of the log, goroutines
 //	GET    /metrics            Prometheus text format
 //
 // Each answer has the header Pilot-Version, with the daemon's version. Within a major version daemon and clients understand

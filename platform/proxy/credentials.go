@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"slices"
 	"strings"
 	"time"
 )
@@ -59,6 +60,7 @@ func (s source) run(ctx context.Context) (credentials, error) {
 	}
 	cmd := exec.CommandContext(ctx, shell[0], shell[1:]...)
 	cmd.WaitDelay = time.Second
+	cmd.Env = withoutPasswords(os.Environ())
 	out, err := cmd.Output()
 	if ctx.Err() != nil {
 		err = ctx.Err()
@@ -83,4 +85,13 @@ func parse(data []byte, from string) (credentials, error) {
 		return credentials{}, fmt.Errorf("%w: %s does not give \"user:password\"", ErrConfig, from)
 	}
 	return credentials{user, password}, nil
+}
+
+// withoutPasswords leaves out the proxies that a program which prints credentials has no need of: those in whose URL there
+// are others.
+func withoutPasswords(env []string) []string {
+	return slices.DeleteFunc(slices.Clone(env), func(kv string) bool {
+		name, value, _ := strings.Cut(kv, "=")
+		return strings.HasSuffix(strings.ToUpper(name), "_PROXY") && strings.Contains(value, "@")
+	})
 }

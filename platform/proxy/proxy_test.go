@@ -244,6 +244,17 @@ func TestAbuse06ProxySecretsStayInside(t *testing.T) {
 	}
 }
 
+func TestAbuse06CommandGetsNoPasswords(t *testing.T) {
+	const secret = "hunter2"
+	t.Setenv("HTTPS_PROXY", "http://me:"+secret+"@proxy:3128")
+	t.Setenv("https_proxy", "http://me:"+secret+"@proxy:3128")
+	t.Setenv("NO_PROXY", "example.com")
+	c, err := source{command: "echo me:$(env | grep -c -e " + secret[:4] + secret[4:] + ")-$NO_PROXY"}.read(t.Context())
+	if err != nil || c.password != "0-example.com" {
+		t.Errorf("the command found %q, %v", c.password, err)
+	}
+}
+
 func TestAnswersOfOtherKinds(t *testing.T) {
 	for answer, want := range map[string]error{
 		"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n":            ErrRefused,
