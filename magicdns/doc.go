@@ -26,6 +26,7 @@
 // a while. Equal questions that come in meanwhile wait for the one that is out:
 // this also ends a loop, since a question that comes back is never sent again.
 // Answers are cached, negative ones too, for at most an hour. Client options
-// (subnet, cookies) stop here. Without an answer the client gets SERVFAIL with an
+// (subnet, cookies) stop here. Where there is a [Gate], only names that it lets through are
+// forwarded, and of the answers nothing but the records that were asked for, without addresses that it refuses. Without an answer the client gets SERVFAIL with an
 // extended error (RFC 8914) that says why.
 package magicdns

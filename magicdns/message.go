@@ -7,6 +7,8 @@ import (
 	"encoding/binary"
 	"errors"
 	"net"
+	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -197,6 +199,12 @@ func loopback(reply *dns.Msg, q dns.Question) {
 
 func (s *Server) forwardTo(ctx context.Context, z *zone, query, reply *dns.Msg) {
 	q := query.Question[0]
+	if s.gate != nil && !s.gate.Ask(plain(q.Name)) {
+		// Programs try again for a while where they are told REFUSED.
+		reply.Rcode = dns.RcodeNameError
+		extend(reply, dns.ExtendedErrorCodeProhibited, "no rule allows this name")
+		return
+	}
 	key := question{name: dns.CanonicalName(q.Name), kind: q.Qtype, class: q.Qclass, cd: query.CheckingDisabled}
 	if opt := query.IsEdns0(); opt != nil {
 		key.do = opt.Do()
@@ -217,6 +225,10 @@ func (s *Server) forwardTo(ctx context.Context, z *zone, query, reply *dns.Msg) 
 	}
 	reply.Rcode = m.Rcode & 15
 	reply.AuthenticatedData = m.AuthenticatedData && (key.do || query.AuthenticatedData)
+	if s.gate != nil {
+		s.admit(q, m, reply)
+		return
+	}
 	reply.Answer, reply.Ns = m.Answer, m.Ns
 	extra := make([]dns.RR, 0, len(m.Extra)+1)
 	for _, rr := range m.Extra {
@@ -226,6 +238,61 @@ func (s *Server) forwardTo(ctx context.Context, z *zone, query, reply *dns.Msg) 
 	}
 	reply.Extra = append(extra, reply.Extra...)
 	reply.Truncated = m.Truncated
+}
+
+// admit fills in the part of an answer that the gate lets through. What else an answer may have, nobody needs.
+func (s *Server) admit(q dns.Question, m, reply *dns.Msg) {
+	name, refused := plain(q.Name), false
+	for _, rr := range m.Answer {
+		if a, ok := address(rr); ok && !s.gate.Admit(name, a, time.Duration(rr.Header().Ttl)*time.Second) {
+			refused = true
+			continue
+		}
+		reply.Answer = append(reply.Answer, withoutHints(rr))
+	}
+	for _, rr := range m.Ns {
+		if rr.Header().Rrtype == dns.TypeSOA {
+			reply.Ns = append(reply.Ns, rr)
+		}
+	}
+	if refused {
+		reply.AuthenticatedData = false
+		extend(reply, dns.ExtendedErrorCodeFiltered, "an address that the name has must not be reached by it")
+	}
+	reply.Truncated = m.Truncated
+}
+
+// plain is a name as a Gate has it.
+func plain(name string) string { return strings.TrimSuffix(dns.CanonicalName(name), ".") }
+
+// address returns the address that a record gives.
+func address(rr dns.RR) (netip.Addr, bool) {
+	switch rr := rr.(type) {
+	case *dns.A:
+		a, ok := netip.AddrFromSlice(rr.A)
+		return a.Unmap(), ok || len(rr.A) > 0
+	case *dns.AAAA:
+		a, ok := netip.AddrFromSlice(rr.AAAA)
+		return a, ok || len(rr.AAAA) > 0
+	}
+	return netip.Addr{}, false
+}
+
+// withoutHints takes the addresses out of a service record (RFC 9460, section 7.3): they can be asked for.
+func withoutHints(rr dns.RR) dns.RR {
+	var values *[]dns.SVCBKeyValue
+	switch rr := rr.(type) {
+	case *dns.SVCB:
+		values = &rr.Value
+	case *dns.HTTPS:
+		values = &rr.Value
+	default:
+		return rr
+	}
+	*values = slices.DeleteFunc(slices.Clone(*values), func(v dns.SVCBKeyValue) bool {
+		return v.Key() == dns.SVCB_IPV4HINT || v.Key() == dns.SVCB_IPV6HINT
+	})
+	return rr
 }
 
 func refuse(reply *dns.Msg, why string) {

@@ -10,6 +10,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/netip"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -35,6 +36,16 @@ type Options struct {
 	Now func() time.Time
 	// Forward asks upstreams; nil means over the real network.
 	Forward Exchanger
+	// Gate decides about other names than the network's; nil lets all of them through, with all their addresses.
+	Gate Gate
+}
+
+// Gate decides about the names that are forwarded. Its methods are called concurrently.
+type Gate interface {
+	// Ask reports whether a name may be asked for. It is in lower case, without a dot at its end.
+	Ask(name string) bool
+	// Admit reports whether the answer to a question for name may show an address, which is used for about ttl from then on.
+	Admit(name string, a netip.Addr, ttl time.Duration) bool
 }
 
 // Server answers DNS questions. All methods may be called concurrently.
@@ -42,6 +53,7 @@ type Server struct {
 	log     *slog.Logger
 	zone    atomic.Pointer[zone]
 	forward *forwarder
+	gate    Gate // may be nil
 	misses  misses
 
 	setMu  sync.Mutex // orders Set calls
@@ -62,6 +74,7 @@ func New(o Options) *Server {
 	s := &Server{
 		log:     o.Log,
 		forward: newForwarder(o.Forward, o.Now),
+		gate:    o.Gate,
 		misses:  misses{now: o.Now, names: make(chan string, missQueue), seen: make(map[string]time.Time)},
 		serial:  uint32(o.Now().Unix()), // grows over restarts too
 	}

@@ -37,6 +37,9 @@ type State struct {
 	// Own are the machine's addresses that the server itself is reached on;
 	// they are never used as upstreams, nor is any address of the network.
 	Own []netip.Addr
+	// Apart: the machine that asks upstreams is outside of the network, and no upstream leads back here. That a resolver has
+	// an address of the network is no reason to pass it over then.
+	Apart bool
 }
 
 // Host is an agent that the zone shows.
@@ -135,6 +138,9 @@ func compile(s State, serial uint32, log *slog.Logger) *zone {
 
 func upstreamAllowed(u netip.AddrPort, s State) bool {
 	a := u.Addr().WithZone("")
+	if s.Apart {
+		return u.IsValid() && u.Port() != 0 && !a.IsUnspecified() && !a.IsMulticast()
+	}
 	return u.IsValid() && u.Port() != 0 && !a.IsUnspecified() && !a.IsMulticast() && a != s.Service &&
 		!s.Prefix.Contains(a) && !slices.ContainsFunc(s.Own, func(o netip.Addr) bool { return o.Unmap().WithZone("") == a })
 }

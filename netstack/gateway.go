@@ -47,13 +47,16 @@ type GatewayOptions struct {
 	// destination. Destinations of a class that is [target.Class.Never] allowed are refused without asking.
 	//
 	// Where Open returns a function, the connection is completed and the function serves it, on the same goroutine; the
-	// connection ends when it returns. A TCP connection has CloseRead and CloseWrite. The argument is nil where the
-	// program has given up meanwhile. It is called exactly once.
+	// connection ends when it returns. A TCP connection has CloseRead, CloseWrite and SetLinger; one of datagrams has Refuse,
+	// which is told by which error the destination is found not to be there. The argument is nil where the program has given
+	// up meanwhile. It is called exactly once.
 	//
 	// An error refuses the flow at once: ECONNREFUSED and ECONNRESET as a closed port would, ENETUNREACH, EHOSTUNREACH and
 	// time-outs as a router without a way would, all others as administratively prohibited. The context ends with the
 	// gateway.
 	Open func(ctx context.Context, f Flow) (serve func(net.Conn), err error)
+	// Refused is told about flows that are refused without asking; nil: nobody is. It must return at once.
+	Refused func(f Flow)
 	// Flows is how many there may be at a time, 1 to 65536; 0 means DefaultFlows. Those beyond meet closed ports.
 	Flows int
 	// TCPIdle and UDPIdle are after what time without a byte in either direction a flow ends; 0 means the defaults.
@@ -229,6 +232,9 @@ func (g *Gateway) hearTCP(id stack.TransportEndpointID, pkt *stack.PacketBuffer)
 func (g *Gateway) refusedByClass(f Flow, quote []byte) bool {
 	if class := target.ClassOf(f.Destination.Addr()); class.Never() || f.Destination.Port() == 0 {
 		g.counters.refused.Add(1)
+		if g.o.Refused != nil {
+			g.o.Refused(f)
+		}
 		g.answer(quote, syscall.EACCES)
 		return true
 	}
@@ -303,8 +309,17 @@ func (g *Gateway) openUDP(id stack.TransportEndpointID, ep tcpip.Endpoint, wq *w
 	}
 	g.counters.accepted.Add(1)
 	c := newPacketConn(g.core, ep, wq, nil)
-	g.serve(c, &c.socket, g.o.UDPIdle, serve)
+	g.serve(&datagrams{packetConn: c, refuse: func(err error) { g.answer(quote, err) }}, &c.socket, g.o.UDPIdle, serve)
 }
+
+// datagrams is a flow that can still be refused.
+type datagrams struct {
+	*packetConn
+	refuse func(error)
+}
+
+// Refuse tells the program so, as an error of Open would have.
+func (d *datagrams) Refuse(err error) { d.refuse(err) }
 
 // serve lets a flow be served, and ends it when nothing has moved for some time.
 func (g *Gateway) serve(c net.Conn, s *socket, idle time.Duration, serve func(net.Conn)) {

@@ -503,6 +503,66 @@ func TestGatewayClose(t *testing.T) {
 	}
 }
 
+// What is refused without asking is told all the same.
+func TestGatewayTellsRefused(t *testing.T) {
+	told := make(chan Flow, 1)
+	_, box := sandbox(t, GatewayOptions{
+		Open:    func(context.Context, Flow) (func(net.Conn), error) { return echo, nil },
+		Refused: func(f Flow) { told <- f },
+	})
+	to := netip.MustParseAddrPort("169.254.169.254:80")
+	if _, err := box.dial(t, "tcp", to); err == nil {
+		t.Fatal("a metadata service is reached")
+	}
+	if f := <-told; f.Network != "tcp" || f.Destination != to {
+		t.Errorf("%+v", f)
+	}
+}
+
+// SetLinger(0) makes the end of a connection a reset, as a far end's was.
+func TestGatewayReset(t *testing.T) {
+	_, box := sandbox(t, GatewayOptions{Open: func(context.Context, Flow) (func(net.Conn), error) {
+		return func(c net.Conn) {
+			if err := c.(interface{ SetLinger(int) error }).SetLinger(0); err != nil {
+				t.Error(err)
+			}
+		}, nil
+	}})
+	c, err := box.dial(t, "tcp", world6)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if _, err := c.Read(make([]byte, 1)); err == nil || errors.Is(err, io.EOF) {
+		t.Errorf("the end is %v, no reset", err)
+	}
+}
+
+// A flow of datagrams can be refused late, when the destination says that nobody is there.
+func TestGatewayRefusesLate(t *testing.T) {
+	_, box := sandbox(t, GatewayOptions{Open: func(context.Context, Flow) (func(net.Conn), error) {
+		return func(c net.Conn) {
+			if _, err := c.Read(make([]byte, 100)); err != nil {
+				t.Error(err)
+			}
+			c.(interface{ Refuse(error) }).Refuse(syscall.ECONNREFUSED)
+		}, nil
+	}})
+	for _, to := range []netip.AddrPort{world4, world6} {
+		c, err := box.dial(t, "udp", to)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.Write([]byte("anybody there?")); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.Read(make([]byte, 100)); !errors.Is(err, syscall.ECONNREFUSED) {
+			t.Errorf("%v: %v", to, err)
+		}
+		c.Close()
+	}
+}
+
 func TestGatewayOptions(t *testing.T) {
 	open := func(context.Context, Flow) (func(net.Conn), error) { return nil, nil }
 	all := []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}

@@ -268,6 +268,15 @@ func (c *conn) shutdown(what tcpip.ShutdownFlags) error {
 	return nil
 }
 
+// SetLinger(0) lets Close reset the connection, as with [net.TCPConn.SetLinger]. Other times change nothing.
+func (c *conn) SetLinger(seconds int) error {
+	if err := c.may(&deadline{}); err != nil {
+		return c.failed("set", err)
+	}
+	c.ep.SocketOptions().SetLinger(tcpip.LingerOption{Enabled: seconds == 0})
+	return nil
+}
+
 // Close implements [net.Conn]. What was written is still sent, in the background.
 func (c *conn) Close() error {
 	if !c.close() {

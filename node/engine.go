@@ -45,6 +45,7 @@ type engine struct {
 	zone    string
 	prefix  netip.Prefix
 	service netip.Addr
+	apart   bool // the names are those of a sandbox: other resolvers are asked from outside of it
 	log     *slog.Logger
 }
 
@@ -53,7 +54,8 @@ type engineOptions struct {
 	network identity.AuthorityPublic
 	self    identity.AgentPublic
 	zone    string
-	tun     string // localapi.TUNAuto, TUNKernel or TUNUserspace
+	tun     string        // localapi.TUNAuto, TUNKernel or TUNUserspace
+	gate    magicdns.Gate // may be nil
 	log     *slog.Logger
 }
 
@@ -61,7 +63,7 @@ type engineOptions struct {
 // this host has to do without.
 func openEngine(o engineOptions) (opened *engine, warnings []string, err error) {
 	prefix := identity.NetworkPrefix(o.network)
-	e := &engine{zone: o.zone, prefix: prefix, service: identity.ServiceAddress(prefix), log: o.log}
+	e := &engine{zone: o.zone, prefix: prefix, service: identity.ServiceAddress(prefix), apart: o.gate != nil, log: o.log}
 	defer func() {
 		if err != nil {
 			e.abandon()
@@ -81,7 +83,7 @@ func openEngine(o engineOptions) (opened *engine, warnings []string, err error) 
 	}); err != nil {
 		return nil, nil, err
 	}
-	e.names = magicdns.New(magicdns.Options{Log: o.log})
+	e.names = magicdns.New(magicdns.Options{Log: o.log, Gate: o.gate})
 	if e.user != nil {
 		return e, nil, nil // nothing of this host's changes
 	}
@@ -126,7 +128,7 @@ func (e *engine) set(p plan) error {
 		return err
 	}
 	state := magicdns.State{
-		Zone: e.zone, Service: e.service, Prefix: e.prefix, Self: p.self, Hosts: p.hosts, Own: []netip.Addr{e.service},
+		Zone: e.zone, Service: e.service, Prefix: e.prefix, Self: p.self, Hosts: p.hosts, Own: []netip.Addr{e.service}, Apart: e.apart,
 	}
 	for _, h := range p.self {
 		state.Own = append(state.Own, h.Addr)

@@ -93,7 +93,7 @@ func (n *Node) prepare() (*membership, error) {
 		return nil, err
 	}
 	m.engine, m.warnings, err = openEngine(engineOptions{
-		system: n.system, network: n.saved.Authority, self: n.key.Public(), zone: m.zone, tun: wantedTUN(saved), log: n.log,
+		system: n.system, network: n.saved.Authority, self: n.key.Public(), zone: m.zone, tun: wantedTUN(saved), gate: n.opts.gate(), log: n.log,
 	})
 	return m, err
 }

@@ -28,6 +28,7 @@ import (
 	"github.com/pilot-protocol/pilot/coordinator"
 	"github.com/pilot-protocol/pilot/coordinator/api"
 	"github.com/pilot-protocol/pilot/identity"
+	"github.com/pilot-protocol/pilot/magicdns"
 	"github.com/pilot-protocol/pilot/node/localapi"
 	"github.com/pilot-protocol/pilot/node/recent"
 	"github.com/pilot-protocol/pilot/platform"
@@ -42,6 +43,22 @@ type Options struct {
 	System   System // nil: this host
 	// Caller decides who may use the local API; nil: root, the daemon's own user, and the group "pilot".
 	Caller localapi.Caller
+	// Egress is what the program of a sandbox may reach outside of the network; nil: there is no sandbox.
+	Egress Egress
+}
+
+// Egress decides about names that are none of the network's, and tells what was decided.
+type Egress interface {
+	magicdns.Gate
+	Status() localapi.Egress
+}
+
+// gate is not a nil Egress in an interface.
+func (o Options) gate() magicdns.Gate {
+	if o.Egress == nil {
+		return nil
+	}
+	return o.Egress
 }
 
 // Node is one daemon. Its methods are safe for concurrent use.

@@ -26,6 +26,10 @@ func (n *Node) Status(context.Context) (localapi.Status, error) {
 		s.State = localapi.StateStarting
 	}
 	m := n.member
+	if n.opts.Egress != nil {
+		e := n.opts.Egress.Status()
+		s.Egress = &e
+	}
 	if m == nil {
 		return s, nil
 	}

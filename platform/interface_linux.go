@@ -124,3 +124,17 @@ func InterfaceAddresses(exclude string) ([]netip.Addr, error) {
 	}
 	return out, nil
 }
+
+// OwnAddress tells whether packets to an address stay on this host.
+func OwnAddress(a netip.Addr) bool {
+	routes, err := netlink.RouteGet(a.Unmap().WithZone("").AsSlice())
+	if err != nil {
+		return false // no way leads there
+	}
+	for _, r := range routes {
+		if r.Type != unix.RTN_UNICAST {
+			return true
+		}
+	}
+	return false
+}

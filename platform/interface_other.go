@@ -40,6 +40,12 @@ func InterfaceAddresses(exclude string) ([]netip.Addr, error) {
 	return out, nil
 }
 
+// OwnAddress tells whether packets to an address stay on this host.
+func OwnAddress(a netip.Addr) bool {
+	own, err := InterfaceAddresses("")
+	return err != nil || a.IsLoopback() || slices.Contains(own, a.Unmap().WithZone(""))
+}
+
 // networkPoll is how often the addresses are compared where the system isn't asked to tell of changes.
 const networkPoll = 5 * time.Second
 

@@ -20,6 +20,14 @@ func TestHeaderRoundTrip(t *testing.T) {
 	}
 }
 
+// Bursts of IPv4 are taken, for who has a use for them.
+func TestHeaderOfIPv4(t *testing.T) {
+	var h Header
+	if !h.decode(&[virtioSize]byte{virtioNeedsCsum, virtioTCPv4, 40, 0, 0x44, 5, 20, 0, 16, 0}, 9000) || h.Kind != KindTCP || h.Start != 20 {
+		t.Errorf("%+v", h)
+	}
+}
+
 // Whatever a header says, it is refused or it lies within the packet.
 func FuzzHeader(f *testing.F) {
 	f.Add([]byte{1, 4, 72, 0, 0x44, 5, 40, 0, 16, 0}, 9000)

@@ -292,3 +292,55 @@ func skip(t testing.TB, reason string) {
 	}
 	t.Skip(reason)
 }
+
+// An interface that another process made is as good as one of our own; its bursts may be limited.
+func TestFromFile(t *testing.T) {
+	inNamespace(t)
+	f, err := OpenFile("pilottest0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dev, err := FromFile(f, "pilottest0", 65520, OffloadChecksum|OffloadTCP)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dev.Close()
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if dev.Name() != "pilottest0" || dev.MTU() != 65520 || dev.Offloads() != OffloadChecksum|OffloadTCP {
+		t.Errorf("%s, MTU %d, offloads %b", dev.Name(), dev.MTU(), dev.Offloads())
+	}
+	link, err := netlink.LinkByName("pilottest0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	address := &netlink.Addr{IPNet: &net.IPNet{IP: net.IPv4(100, 64, 0, 2), Mask: net.CIDRMask(24, 32)}}
+	if err := errors.Join(netlink.LinkSetUp(link), netlink.AddrAdd(link, address)); err != nil {
+		t.Fatal(err)
+	}
+	c, err := net.Dial("udp4", "100.64.0.3:9")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if _, err := c.Write([]byte("hello")); err != nil {
+		t.Fatal(err)
+	}
+	buf, h := make([]byte, MaxPacket), Header{}
+	for {
+		n, err := dev.Read(buf, &h, true)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if buf[0]>>4 == 4 && bytes.HasSuffix(buf[:n], []byte("hello")) {
+			break
+		}
+	}
+	if _, err := OpenFile("no/name"); !errors.Is(err, ErrName) {
+		t.Errorf("a bad name: %v", err)
+	}
+	if _, err := FromFile(f, "pilottest0", 100, 0); !errors.Is(err, ErrMTU) {
+		t.Errorf("a bad MTU: %v", err)
+	}
+}

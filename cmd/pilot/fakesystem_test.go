@@ -15,6 +15,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/pilot-protocol/pilot/node/localapi"
 	"github.com/pilot-protocol/pilot/node/sandbox"
 	"github.com/pilot-protocol/pilot/platform"
 )
@@ -31,7 +32,7 @@ type fakeSystem struct {
 	node    func(dir string) (runner, error)
 	cleaned []string
 	clean   error
-	run     func(sandbox.Options) (int, error)
+	run     func(sandbox.Options) (int, localapi.Egress, error)
 
 	locked     error // what Cleanup returns until unlockedAt
 	unlockedAt time.Time
@@ -54,7 +55,9 @@ func (s *fakeSystem) Cleanup(dir string) error {
 
 func (s *fakeSystem) NewNode(dir string, _ *slog.Logger) (runner, error) { return s.node(dir) }
 
-func (s *fakeSystem) RunSandbox(_ context.Context, o sandbox.Options) (int, error) { return s.run(o) }
+func (s *fakeSystem) RunSandbox(_ context.Context, o sandbox.Options) (int, localapi.Egress, error) {
+	return s.run(o)
+}
 
 func (s *fakeSystem) SandboxStage(program []string) error {
 	return fmt.Errorf("staged %q", program)

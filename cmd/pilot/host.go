@@ -73,27 +73,27 @@ func (host) NewNode(stateDir string, log *slog.Logger) (runner, error) {
 func (host) SandboxStage(program []string) error       { return sandbox.Stage(program) }
 func (host) SandboxInit(program []string) (int, error) { return sandbox.Init(program) }
 
-func (host) RunSandbox(ctx context.Context, o sandbox.Options) (int, error) {
+func (host) RunSandbox(ctx context.Context, o sandbox.Options) (int, localapi.Egress, error) {
 	if err := platform.SecureDir(o.StateDir, 0o700); err != nil {
-		return 0, coded(err)
+		return 0, localapi.Egress{}, coded(err)
 	}
 	if !o.Ephemeral {
 		log, closer, err := runLog(o.StateDir)
 		if err != nil {
-			return 0, err
+			return 0, localapi.Egress{}, err
 		}
 		defer closer.Close()
 		o.Log = log
 	}
 	s, err := sandbox.New(o)
 	if err != nil {
-		return 0, coded(err)
+		return 0, localapi.Egress{}, coded(err)
 	}
 	received := make(chan os.Signal, 16)
 	notifyForwarded(received)
 	defer signal.Stop(received)
 	status, err := s.Run(ctx, received)
-	return status, coded(err)
+	return status, s.Status(), coded(err)
 }
 
 func (host) Alive(pid int) bool {

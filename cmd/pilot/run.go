@@ -23,6 +23,7 @@ import (
 	"github.com/pilot-protocol/pilot/identity"
 	"github.com/pilot-protocol/pilot/node/localapi"
 	"github.com/pilot-protocol/pilot/node/sandbox"
+	"github.com/pilot-protocol/pilot/policy"
 )
 
 // exitRun is the status of a run that failed before its program began, as that of env(1), timeout(1) and others like them.
@@ -36,6 +37,7 @@ func (p *program) runCommand() *cli.Command {
 		Name: "run", Usage: "run a program as an agent of its own, without root", ArgsUsage: "-- PROGRAM [ARGUMENT…]",
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "name", Usage: "the agent's `NAME` in the network: a-z, 0-9, hyphens"},
+			&cli.StringSliceFlag{Name: "egress", Usage: "what the program may reach outside of the network: none, all, or `RULES` (default: none)"},
 			&cli.BoolFlag{Name: "ephemeral", Usage: "the agent is new, and leaves with the program"},
 			&cli.StringFlag{Name: "invite-file", Usage: "read the invite from `FILE`, or from standard input for \"-\""},
 			&cli.BoolFlag{Name: "quiet", Usage: "print nothing but errors"},
@@ -50,12 +52,21 @@ that), or in --state DIR. The first time it joins by an invite: from --invite-fi
 the program doesn't get, or from the daemon of this host if there is one that lets you invite. With --ephemeral there is
 nothing to keep: the agent is a new one and ends with the program.
 
+Outside of its network the program reaches what --egress says: "none", "all", or a list with commas (or several flags) of
+names ("example.com", "*.example.com"), addresses and prefixes ("192.0.2.7", "10.0.0.0/8", "2001:db8::/32"), each with
+":PORT" or ":PORT-PORT" if it is not for all ports ("example.com:443", "[2001:db8::/32]:443"). "all" means the world, not
+private networks: those need a prefix that names them, and an address of this host needs to be named alone. A name opens
+the way to the addresses that DNS just gave for it, unless they are private ones that no other rule names. Loopback,
+link-local and metadata addresses are never reached. What is refused fails at once; "pilot status" and the last line say
+what that was. TCP, UDP and DNS get out, nothing else.
+
 The terminal, standard streams, signals and the exit status are the program's. What pilot itself has to say goes to
 standard error; with --json as JSON. Other commands talk to the agent's node by its state folder: "pilot status --state
 DIR".`,
 			examples: []string{
 				"pilot run --name researcher -- python3 agent.py",
 				"pilot run --name web --invite-file invite -- python3 -m http.server 80",
+				"pilot run --name crawler --egress 'example.com:443,*.example.org:443' -- ./crawl",
 				"pilot trust planner --state ~/.local/state/pilot/run/researcher",
 			},
 			exits:  []int{exitRun, exitNotExecutable, exitNoProgram},
@@ -111,18 +122,47 @@ func (p *program) runSandbox(c *cli.Context, args []string) (status int, err err
 		Program: args, Name: c.String("name"), Ephemeral: c.Bool("ephemeral"), Version: buildVersion().Version,
 		Env: slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, inviteVariable+"=") }),
 	}
+	if o.Egress, err = policy.ParseEgress(c.StringSlice("egress")); err != nil {
+		e := usage("--egress: %v", err)
+		e.Hint = "see: pilot help run"
+		return localapi.ExitUsage, e
+	}
 	if err := p.runFolders(c, &o); err != nil {
 		return exitRun, err
 	}
 	o.Invite = func(ctx context.Context) (string, error) { return p.findRunInvite(ctx, c) }
-	status, err = p.sys.RunSandbox(c.Context, o)
+	status, outside, err := p.sys.RunSandbox(c.Context, o)
 	if err != nil {
 		return exitRun, err
 	}
-	if c.Bool("json") && !c.Bool("quiet") {
-		err = writeJSON(p.stderr, localapi.RunResult{Name: o.Name, ExitStatus: status}, "")
+	return status, p.tellResult(c, localapi.RunResult{Name: o.Name, ExitStatus: status, Egress: outside})
+}
+
+// tellResult says what the program could not reach, where there was something, or all of it as JSON.
+func (p *program) tellResult(c *cli.Context, r localapi.RunResult) error {
+	switch {
+	case c.Bool("quiet"):
+	case c.Bool("json"):
+		return writeJSON(p.stderr, r, "")
+	case r.Egress.Refused > 0:
+		fmt.Fprintf(p.stderr, "pilot: %s\n", safe(refusedText(r.Egress)))
 	}
-	return status, err
+	return nil
+}
+
+// refusedText is a line about what was refused.
+func refusedText(e localapi.Egress) string {
+	const shownTargets = 3
+	text, latest := fmt.Sprintf("refused %d times by --egress", e.Refused), e.Last
+	separator := ": "
+	for _, r := range latest[:min(len(latest), shownTargets)] {
+		text += separator + r.Kind + " " + r.Target
+		separator = ", "
+	}
+	if len(latest) > shownTargets {
+		text += ", …"
+	}
+	return text
 }
 
 // runFolders finds out who the agent is and where its state is.

@@ -80,7 +80,30 @@ func writeStatus(w io.Writer, s localapi.Status, now time.Time) {
 		}
 	}
 	writePeers(w, s.Peers, now)
+	writeEgress(w, s.Egress, now)
 	writeDrops(w, s.Drops)
+}
+
+// writeEgress prints what the program of a sandbox wants outside of its network.
+func writeEgress(w io.Writer, e *localapi.Egress, now time.Time) {
+	if e == nil {
+		return
+	}
+	rules := "none"
+	if len(e.Rules) > 0 {
+		rules = strings.Join(e.Rules, ", ")
+	}
+	field(w, "egress", "%s", rules)
+	field(w, "", "%d open, %d allowed and %d refused so far", e.Active, e.Accepted, e.Refused)
+	if len(e.Last) == 0 {
+		return
+	}
+	fmt.Fprintln(w)
+	rows := [][]string{{"REFUSED", "TARGET", "TIMES", "LAST", "WHY"}}
+	for _, r := range e.Last {
+		rows = append(rows, []string{r.Kind, r.Target, fmt.Sprint(r.Count), ago(r.Time, now), r.Why})
+	}
+	table(w, rows...)
 }
 
 // field prints one line of the status. Its labels are longer than those of line.

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 
+	"github.com/pilot-protocol/pilot/node/localapi"
 	"github.com/pilot-protocol/pilot/node/sandbox"
 	"github.com/pilot-protocol/pilot/platform"
 )
@@ -36,8 +37,8 @@ type system interface {
 
 // sandboxes are programs that are agents of their own.
 type sandboxes interface {
-	// RunSandbox runs a program and returns its exit status.
-	RunSandbox(context.Context, sandbox.Options) (status int, err error)
+	// RunSandbox runs a program and returns its exit status, and what it wanted outside of its network.
+	RunSandbox(context.Context, sandbox.Options) (status int, outside localapi.Egress, err error)
 	// SandboxStage sets up the sandbox in which this process is, and becomes its first process.
 	SandboxStage(program []string) error
 	// SandboxInit runs the program in a sandbox whose first process this is, and returns its exit status.

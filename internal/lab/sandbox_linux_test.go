@@ -4,6 +4,7 @@ package lab
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"testing"
 	"time"
@@ -90,5 +91,126 @@ func TestSandboxTalks(t *testing.T) {
 		u.trusts(t, name, "researcher")
 		b.trusts(t, "researcher", name)
 		m.wait("findings", p)
+	}
+}
+
+// worldScript is the world outside: a web server at its port, and a DNS server for names under test that says what a file
+// says, a line with a name and its address.
+const worldScript = `
+import socket, sys, threading, http.server, ipaddress
+class Page(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b"the world")
+    def log_message(self, *a): pass
+class Server(http.server.ThreadingHTTPServer):
+    address_family = socket.AF_INET6
+for port in (80, 443, 8080):
+    server = Server(("::", port), Page)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+def echo():
+    u = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+    u.bind(("::", 7))
+    while True:
+        d, who = u.recvfrom(65535)
+        u.sendto(d, who)
+threading.Thread(target=echo, daemon=True).start()
+s = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+s.bind(("::", 53))
+print("answering", flush=True)
+while True:
+    q, who = s.recvfrom(4096)
+    end, labels = 12, []
+    while q[end]:
+        labels.append(q[end+1:end+1+q[end]].decode())
+        end += q[end] + 1
+    end += 5
+    kind = int.from_bytes(q[end-4:end-2], "big")
+    name, answers = ".".join(labels), []
+    for line in open(sys.argv[1]):
+        known, address = line.split()
+        a = ipaddress.ip_address(address)
+        if known == name and kind == (1 if a.version == 4 else 28):
+            answers.append(b"\xc0\x0c" + q[end-4:end] + b"\x00\x00\x00\x01" + len(a.packed).to_bytes(2, "big") + a.packed)
+    s.sendto(q[:2] + b"\x81\x80\x00\x01" + len(answers).to_bytes(2, "big") + b"\x00\x00\x00\x00" + q[12:end] + b"".join(answers), who)
+`
+
+// worldNames is what that DNS server says.
+const worldNames = `example.test 5.5.5.80
+www.example.test 5.5.5.80
+other.test 5.5.5.80
+six.test 2600:5::80
+rebound.test 127.0.0.1
+inside.test 10.7.7.7
+metadata.test 169.254.169.254
+host.test 5.5.5.11
+mapped.test ::ffff:127.0.0.1
+`
+
+// openWorld is a trio whose hosts have addresses in the world, and a server there.
+func openWorld(t *testing.T) (m *trio, world *Host) {
+	m = openTrio(t, "setpriv", "curl", "python3", "dig")
+	world = m.Host("world")
+	world.Connect(m.wan, "5.5.5.80/24")
+	world.must("ip", "addr", "add", "2600:5::80/64", "dev", "eth0", "nodad")
+	world.must("ip", "addr", "add", "10.7.7.7/32", "dev", "lo")
+	for i, h := range []*Host{m.a, m.b, m.c} {
+		h.must("ip", "addr", "add", fmt.Sprintf("5.5.5.%d/24", 10+i), "dev", "eth0")
+		h.must("ip", "addr", "add", fmt.Sprintf("2600:5::%d/64", 10+i), "dev", "eth0", "nodad")
+		h.must("ip", "route", "add", "10.7.7.7/32", "via", "5.5.5.80")
+		h.Resolvers("5.5.5.80")
+	}
+	names := world.WriteFile("names", worldNames, 0o644)
+	m.wait("answering", world.Start("python3", "-c", worldScript, names))
+	return m, world
+}
+
+// What a program reaches outside of its network is what the rules say, and what it doesn't fails at once.
+func TestSandboxEgress(t *testing.T) {
+	ctx := deadline(t, time.Minute)
+	m, _ := openWorld(t)
+	found(t, m.a, "planner")
+	b := m.b.user()
+	m.b.must("mkdir", "-p", b.home)
+	invite := b.invite(t, m.a)
+	try := func(rules, url string) Result {
+		t.Helper()
+		r := m.b.Run(ctx, b.run("crawler", "--invite-file", invite, "--egress", rules, "--quiet", "--", "curl", "-sS", "--max-time", "5", url)...)
+		t.Logf("%s: %s: %d %s%s", rules, url, r.Code, r.Stdout, r.Stderr)
+		return r
+	}
+	for _, c := range []struct {
+		rules, url string
+		code       int // of curl: 6 the name is not resolved, 7 the connection fails
+	}{
+		{"none", "http://example.test/", 6},
+		{"none", "http://5.5.5.80/", 7},
+		{"none", "http://[2600:5::80]/", 7},
+		{"all", "http://example.test/", 0},
+		{"all", "http://[2600:5::80]/", 0},
+		{"all", "http://six.test/", 0},
+		{"all", "http://inside.test/", 6},
+		{"all", "http://10.7.7.7/", 7},
+		{"10.0.0.0/8", "http://10.7.7.7/", 0},
+		{"all,10.0.0.0/8", "http://inside.test/", 0},
+		{"example.test:443", "http://example.test:443/", 0},
+		{"example.test:443", "http://example.test/", 7},
+		{"example.test:443", "http://www.example.test:443/", 6},
+		{"example.test:443", "http://5.5.5.80:443/", 7},
+		{"*.example.test:443", "http://www.example.test:443/", 0},
+		{"rebound.test,metadata.test,mapped.test,inside.test,host.test", "http://rebound.test/", 6},
+		{"rebound.test,metadata.test,mapped.test,inside.test,host.test", "http://metadata.test/", 6},
+		{"rebound.test,metadata.test,mapped.test,inside.test,host.test", "http://mapped.test/", 6},
+		{"rebound.test,metadata.test,mapped.test,inside.test,host.test", "http://inside.test/", 6},
+		{"rebound.test,metadata.test,mapped.test,inside.test,host.test", "http://host.test/", 6},
+		{"all", "http://5.5.5.11/", 7},
+		{"5.5.5.0/24", "http://5.5.5.80/", 0},
+		{"5.5.5.80:8080", "http://5.5.5.80:8080/", 0},
+		{"5.5.5.80:8080", "http://5.5.5.80/", 7},
+	} {
+		if r := try(c.rules, c.url); r.Code != c.code {
+			t.Errorf("--egress %s, %s: %v; status %d expected", c.rules, c.url, r, c.code)
+		}
 	}
 }

@@ -89,6 +89,7 @@ type UpResult struct {
 type RunResult struct {
 	Name       string `json:"name"`        // of the agent
 	ExitStatus int    `json:"exit_status"` // of the program
+	Egress     Egress `json:"egress"`
 }
 
 // DownResult is the answer to down.
@@ -110,6 +111,25 @@ type Status struct {
 	Pending     int               `json:"pending"`            // trust requests that wait for a decision here
 	Drops       map[string]uint64 `json:"drops,omitempty"`    // packets dropped, by reason
 	Problems    []Problem         `json:"problems,omitempty"` // what keeps the node from working fully
+	Egress      *Egress           `json:"egress,omitempty"`   // of the program of pilot run
+}
+
+// Egress is what the program of a sandbox may reach outside of its network, and what became of that.
+type Egress struct {
+	Rules    []string  `json:"rules"`          // none: nothing
+	Active   int       `json:"active"`         // connections and flows of datagrams now
+	Accepted uint64    `json:"accepted"`       // so far
+	Refused  uint64    `json:"refused"`        // by the rules, names too
+	Last     []Refusal `json:"last,omitempty"` // what was refused last, the latest first
+}
+
+// Refusal is something outside that a program wanted and must not reach.
+type Refusal struct {
+	Kind   string    `json:"kind"`   // dns, tcp or udp
+	Target string    `json:"target"` // a name, or address:port; as the program had it
+	Why    string    `json:"why"`
+	Count  uint64    `json:"count"` // how often
+	Time   time.Time `json:"time"`  // when last
 }
 
 // Self is the agent of this node.

@@ -13,7 +13,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -26,6 +25,7 @@ import (
 	"github.com/pilot-protocol/pilot/node"
 	"github.com/pilot-protocol/pilot/node/localapi"
 	"github.com/pilot-protocol/pilot/platform"
+	"github.com/pilot-protocol/pilot/policy"
 )
 
 // Options of New. All but Log, Hide and Invite are needed.
@@ -36,6 +36,8 @@ type Options struct {
 	StateDir  string
 	Ephemeral bool
 	Name      string
+	// Egress is what the program may reach outside of its network; nil: nothing.
+	Egress *policy.Egress
 	// Invite is asked for an invite where the agent is no member of a network yet.
 	Invite  func(context.Context) (string, error)
 	Hide    []string // more folders that the program must not see
@@ -49,6 +51,7 @@ type Sandbox struct {
 	system  *system
 	node    *node.Node
 	gateway *netstack.Gateway
+	egress  *egress
 }
 
 // New makes everything that can fail before an invite is used up: the namespaces, the interface, the node. Run ends them.
@@ -56,7 +59,10 @@ func New(o Options) (s *Sandbox, err error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	s = &Sandbox{o: o}
+	s = &Sandbox{o: o, egress: newEgress(o.Egress, platform.OwnAddress, time.Now)}
+	if err := s.egress.check(); err != nil {
+		return nil, err
+	}
 	defer func() {
 		if err != nil {
 			s.close()
@@ -74,17 +80,22 @@ func New(o Options) (s *Sandbox, err error) {
 		return nil, err
 	}
 	s.gateway, err = netstack.NewGateway(netstack.GatewayOptions{
-		Sources: sources(), MTU: linkMTU, Log: o.Log,
-		Open: func(context.Context, netstack.Flow) (func(c net.Conn), error) { return nil, syscall.EACCES },
+		Sources: sources(), Open: s.egress.open, Refused: s.egress.never, Flows: maxFlows, MTU: linkMTU, Log: o.Log,
 	})
 	if err != nil {
 		return nil, err
 	}
-	s.system.outside = s.gateway.Device("outside")
+	s.system.egress, s.system.outside = s.egress, s.gateway.Device("outside")
 	s.system.splitter.outside = s.system.outside
-	s.node, err = node.New(node.Options{StateDir: o.StateDir, Version: o.Version, Log: o.Log, System: s.system})
+	s.node, err = node.New(node.Options{StateDir: o.StateDir, Version: o.Version, Log: o.Log, System: s.system, Egress: s.egress})
 	return s, err
 }
+
+// maxFlows is how many connections and flows of datagrams there may be outside at a time.
+const maxFlows = 2048
+
+// Status tells what the rules decided.
+func (s *Sandbox) Status() localapi.Egress { return s.egress.Status() }
 
 // sources are what the sandbox's kernel may send from: the agent's address, which is not known before the network is, and
 // the one for IPv4.
@@ -155,7 +166,7 @@ func (s *Sandbox) Run(ctx context.Context, signals <-chan os.Signal) (status int
 
 // start brings the network up and lets the program begin.
 func (s *Sandbox) start(ctx context.Context) error {
-	request := localapi.UpRequest{Name: s.o.Name}
+	request := localapi.UpRequest{Name: s.o.Name, TUN: localapi.TUNKernel}
 	if !s.node.Member() {
 		invite, err := s.o.Invite(ctx)
 		if err != nil {

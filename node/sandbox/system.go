@@ -77,6 +77,7 @@ type system struct {
 	stage    *stage
 	file     *os.File // of the interface
 	outside  tun.Device
+	egress   *egress
 	splitter splitter
 	hostname string
 	hide     []string
@@ -106,6 +107,7 @@ func (s *system) OpenTUN() (tun.Device, error) {
 // Configure lets the stage set the interface up.
 func (s *system) Configure(i platform.Interface) error {
 	s.splitter.Set(i.Route)
+	s.egress.setNetwork(i.Route)
 	_, err := s.stage.ask(order{Link: &platform.SandboxLink{Interface: i, LinkMTU: linkMTU, Outside: outsideAddress()}})
 	return err
 }
