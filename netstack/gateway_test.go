@@ -523,6 +523,9 @@ func TestGatewayTellsRefused(t *testing.T) {
 func TestGatewayReset(t *testing.T) {
 	_, box := sandbox(t, GatewayOptions{Open: func(context.Context, Flow) (func(net.Conn), error) {
 		return func(c net.Conn) {
+			if _, err := c.Read(make([]byte, 1)); err != nil {
+				t.Error(err)
+			}
 			if err := c.(interface{ SetLinger(int) error }).SetLinger(0); err != nil {
 				t.Error(err)
 			}
@@ -533,6 +536,9 @@ func TestGatewayReset(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer c.Close()
+	if _, err := c.Write([]byte("x")); err != nil {
+		t.Fatal(err)
+	}
 	if _, err := c.Read(make([]byte, 1)); err == nil || errors.Is(err, io.EOF) {
 		t.Errorf("the end is %v, no reset", err)
 	}
