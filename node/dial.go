@@ -13,11 +13,12 @@ import (
 	"syscall"
 
 	"github.com/pilot-protocol/pilot/identity"
+	"github.com/pilot-protocol/pilot/node/gateway"
 	"github.com/pilot-protocol/pilot/node/localapi"
 )
 
 // ErrNotInNetwork says that a name or an address is nobody's in the network.
-var ErrNotInNetwork = errors.New("not a name or an address in the network")
+var ErrNotInNetwork = gateway.ErrForeign
 
 // refusal is a failure that programs know by its number, as they would get it from a kernel, and people by its words.
 type refusal struct {

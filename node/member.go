@@ -37,7 +37,7 @@ func (n *Node) bringUp(ctx context.Context) error {
 		return err
 	}
 	n.mu.Lock()
-	n.member, n.saved.Up, n.saved.TUN = m, true, m.engine.tun
+	n.member, n.saved.Up, n.saved.TUN, n.saved.Proxies = m, true, m.engine.tun, m.savedProxies
 	err = n.applyLocked()
 	if err == nil {
 		err = n.saveLocked()
@@ -48,12 +48,12 @@ func (n *Node) bringUp(ctx context.Context) error {
 	if err != nil {
 		n.member = nil
 		n.mu.Unlock()
-		m.engine.abandon()
+		m.abandon()
 		return err
 	}
 	n.mu.Unlock()
 	if err := n.start(ctx, func(ctx context.Context) error { return n.live(ctx, m) }); err != nil {
-		m.engine.abandon()
+		m.abandon()
 		return err
 	}
 	select {
@@ -63,6 +63,12 @@ func (n *Node) bringUp(ctx context.Context) error {
 		return ctx.Err()
 	}
 	return nil
+}
+
+// abandon closes what was opened for a membership that never lived.
+func (m *membership) abandon() {
+	m.proxies.close()
+	m.engine.abandon()
 }
 
 // prepare makes a membership of what was saved.
@@ -95,7 +101,15 @@ func (n *Node) prepare() (*membership, error) {
 	m.engine, m.warnings, err = openEngine(engineOptions{
 		system: n.system, network: n.saved.Authority, self: n.key.Public(), zone: m.zone, tun: wantedTUN(saved), gate: n.opts.gate(), log: n.log,
 	})
-	return m, err
+	if err != nil {
+		return nil, err
+	}
+	if m.proxies, err = n.openProxies(&saved.Proxies, m.engine.tun); err != nil {
+		m.engine.abandon()
+		return nil, err
+	}
+	m.savedProxies = saved.Proxies
+	return m, nil
 }
 
 // wantedTUN is how packets shall get to programs: as they did before. An interface of the kernel's was the only way once;
@@ -154,6 +168,7 @@ func (n *Node) connect(m *membership) error {
 func (n *Node) live(ctx context.Context, m *membership) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return m.engine.run(ctx, n.page(), func() { n.reapply(m) }) })
+	group.Go(func() error { return m.proxies.run(ctx) })
 	group.Go(func() error { return n.follow(ctx, m) })
 	group.Go(func() error { return n.publish(ctx, m) })
 	group.Go(func() error { return n.keepFresh(ctx, m) })
@@ -241,6 +256,7 @@ func (n *Node) describe(r *localapi.UpResult) {
 	r.Name, r.FQDN = m.book.certificate.Name, m.book.certificate.Name+"."+m.zone
 	r.Address, r.Key = identity.Address(m.book.network, m.book.self), m.book.self
 	r.TUN, r.TUNWhy = m.engine.tun, m.engine.tunWhy
+	r.SOCKS5, r.HTTPProxy = m.proxies.addrs()
 	r.Hosted = n.saved.Hosted
 	r.Coordinators = n.saved.Coordinators
 	if r.Hosted {

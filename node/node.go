@@ -86,23 +86,25 @@ type Node struct {
 
 // membership is a network that is up.
 type membership struct {
-	book      *book
-	tunnels   []tunnelKey
-	engine    *engine
-	client    atomic.Pointer[api.Client] // another one after a join that brought other addresses
-	zone      string
-	link      coordinatorLink
-	synced    chan struct{}             // closed when the coordinator has told everything for the first time
-	asking    *rate.Limiter             // questions of this host's programs about unknown names
-	republish chan struct{}             // one slot: there is something to tell the coordinator
-	renew     chan struct{}             // one slot: look at what is due
-	hurry     chan struct{}             // one slot: don't wait before the coordinator is tried again
-	calls     chan identity.AgentPublic // peers to be signalled
-	signals   signals
-	told      identity.Record    // the last one that the coordinator took
-	hangUp    context.CancelFunc // ends the present stream
-	expiry    time.Time          // when a consent ends next, as of the last look
-	warnings  []string
+	book         *book
+	tunnels      []tunnelKey
+	engine       *engine
+	proxies      *proxies // nil: there are none
+	savedProxies savedProxies
+	client       atomic.Pointer[api.Client] // another one after a join that brought other addresses
+	zone         string
+	link         coordinatorLink
+	synced       chan struct{}             // closed when the coordinator has told everything for the first time
+	asking       *rate.Limiter             // questions of this host's programs about unknown names
+	republish    chan struct{}             // one slot: there is something to tell the coordinator
+	renew        chan struct{}             // one slot: look at what is due
+	hurry        chan struct{}             // one slot: don't wait before the coordinator is tried again
+	calls        chan identity.AgentPublic // peers to be signalled
+	signals      signals
+	told         identity.Record    // the last one that the coordinator took
+	hangUp       context.CancelFunc // ends the present stream
+	expiry       time.Time          // when a consent ends next, as of the last look
+	warnings     []string
 }
 
 // coordinatorLink is how things stand with the coordinator.
@@ -218,7 +220,7 @@ func (n *Node) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	server := localapi.NewServer(localapi.ServerOptions{
-		Daemon: n, Trust: n, Checker: n, Caller: n.opts.Caller, Metrics: n.metrics(), Log: n.log,
+		Daemon: n, Trust: n, Checker: n, Proxies: n, Caller: n.opts.Caller, Metrics: n.metrics(), Log: n.log,
 		Version: n.opts.Version, Diagnoser: n,
 	})
 	group.Go(func() error { return server.Serve(ctx, listener) })

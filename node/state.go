@@ -19,14 +19,15 @@ import (
 )
 
 // stateVersion is written into each file. A file with a higher one was written by a newer pilot and is left alone; those with
-// lower ones are read. 2: relays, and jurisdictions to avoid. 3: how packets get to programs, and a pass for relays; without one a
-// node asks for it at once.
+// lower ones are read. 2: relays, and jurisdictions to avoid. 3: how packets get to programs, proxies, and a pass for relays;
+// without one a node asks for it at once.
 const stateVersion = 3
 
-// The files of a state folder. Secrets are in the two .key files only.
+// The files of a state folder. Secrets are in the .key files only.
 const (
 	agentFile  = "agent.key"  // the identity; written once
 	tunnelFile = "tunnel.key" // the tunnel keys of these days
+	proxyFile  = "proxy.key"  // the password of the proxies
 	nodeFile   = "node.json"  // membership, consents, peers: all signed by somebody else than the file
 	lockFile   = "lock"
 )
@@ -73,7 +74,8 @@ type savedNode struct {
 	// AvoidJurisdictions are those whose relays must not carry this node's traffic.
 	AvoidJurisdictions []string `json:"avoid_jurisdictions,omitempty"`
 	// TUN is how packets got to programs last: localapi.TUNKernel or TUNUserspace.
-	TUN string `json:"tun,omitempty"`
+	TUN     string       `json:"tun,omitempty"`
+	Proxies savedProxies `json:"proxies,omitzero"`
 }
 
 // answered says up to which serial an agent's requests have got a no.

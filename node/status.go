@@ -40,6 +40,8 @@ func (n *Node) Status(context.Context) (localapi.Status, error) {
 		CertificateExpires: c.NotAfter, Interface: m.engine.device.Name(), Port: m.engine.underlay.Port(), DNS: m.engine.dnsMode(),
 		TUN: m.engine.tun, TUNWhy: m.engine.tunWhy,
 	}
+	s.Self.SOCKS5, s.Self.HTTPProxy = m.proxies.addrs()
+	s.Self.ProxyDirect = m.proxies != nil && n.saved.Proxies.Direct
 	n.statusPlace(s.Self, m)
 	s.Coordinator = &localapi.CoordinatorState{
 		Addresses: n.saved.Coordinators, Hosted: n.saved.Hosted, Connected: m.link.connected, Since: m.link.since, NextTry: m.link.nextTry,

@@ -56,6 +56,7 @@ func (n *Node) up(ctx context.Context, r localapi.UpRequest) (result localapi.Up
 		return result, err
 	}
 	n.setTUN(r.TUN)
+	n.setProxies(r)
 	if err := n.setRelay(r.Relay); err != nil {
 		return result, err
 	}
@@ -126,7 +127,7 @@ func (n *Node) checkUp(r localapi.UpRequest) (*identity.Invite, error) {
 			return nil, err
 		}
 	}
-	if err := n.checkTUNLocked(r.TUN); err != nil {
+	if err := errors.Join(n.checkTUNLocked(r.TUN), n.checkProxiesLocked(r)); err != nil {
 		return nil, err
 	}
 	if h := r.Relay; h != nil {

@@ -225,6 +225,15 @@ func (d *fakeDaemon) metrics(w http.ResponseWriter, _ *http.Request) {
 	_, _ = fmt.Fprintln(w, `pilot_peer_direct{peer="warehouse"} 1`)
 }
 
+func (d *fakeDaemon) Proxies(context.Context) (localapi.Proxies, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if len(d.up) == 0 || d.up[len(d.up)-1].TUN != localapi.TUNUserspace {
+		return localapi.Proxies{}, d.fail(localapi.CodeNotFound, "no proxy runs", "pilot up --http-proxy 127.0.0.1:0")
+	}
+	return localapi.Proxies{SOCKS5: "socks5h://pilot:se'cret@127.0.0.1:1080", HTTP: "http://pilot:se'cret@127.0.0.1:3128"}, nil
+}
+
 // serve answers on a socket until ctx ends or somebody says down.
 func (d *fakeDaemon) serve(ctx context.Context, socket string) error {
 	if d.state == "" {
@@ -236,7 +245,8 @@ func (d *fakeDaemon) serve(ctx context.Context, socket string) error {
 	}
 	ctx, d.stop = context.WithCancel(ctx)
 	defer d.stop()
-	s := localapi.NewServer(localapi.ServerOptions{Daemon: d, Trust: d, Checker: d, Caller: func(net.Conn) error { return nil }, Log: slog.New(slog.DiscardHandler), Version: d.version, Diagnoser: d, Metrics: http.HandlerFunc(d.metrics)})
+	s := localapi.NewServer(localapi.ServerOptions{Daemon: d, Trust: d, Checker: d, Proxies: d, Caller: func(net.Conn) error { return nil },
+		Log: slog.New(slog.DiscardHandler), Version: d.version, Diagnoser: d, Metrics: http.HandlerFunc(d.metrics)})
 	return s.Serve(ctx, l)
 }
 

@@ -132,9 +132,12 @@ func writeSelf(w io.Writer, self *localapi.Self, now time.Time) {
 	}
 	field(w, "member", "certificate ends %s", until(self.CertificateExpires, now))
 	if self.TUN == localapi.TUNUserspace {
-		field(w, "interface", "none: %s, UDP port %d", tunText(self.TUN, self.TUNWhy), self.Port)
+		field(w, "interface", "none: %s, UDP port %d; names resolve in the proxies only", tunText(self.TUN, self.TUNWhy), self.Port)
 	} else {
 		field(w, "interface", "%s, UDP port %d, names by %s", self.Interface, self.Port, self.DNS)
+	}
+	if text := proxyText(self.SOCKS5, self.HTTPProxy, self.ProxyDirect); text != "" {
+		field(w, "proxies", "%s; for programs: pilot env", text)
 	}
 	writePlace(w, self)
 }

@@ -33,6 +33,9 @@ func (p *program) upCommand() *cli.Command {
 			&cli.StringFlag{Name: "coordinator-listen", Usage: "`HOST:PORT` of the coordinator of a network to make (default: port 7745 of all addresses)"},
 			&cli.StringSliceFlag{Name: "avoid-jurisdiction", Usage: "use no relay under the jurisdiction `LABEL`; more by more flags; kept until it is given again, \"\" avoids none"},
 			&cli.StringFlag{Name: "tun", Usage: "how packets get to programs: the `MODE` auto, kernel or userspace; kept"},
+			&cli.StringFlag{Name: "socks5", Usage: "where this host's programs find a SOCKS5 proxy: a loopback `HOST:PORT`, or off; kept (in userspace: any port)"},
+			&cli.StringFlag{Name: "http-proxy", Usage: "the same for an HTTP proxy: `HOST:PORT` or off"},
+			&cli.BoolFlag{Name: "proxy-direct", Usage: "let the internet, too, be reached through the proxies; kept, --proxy-direct=false ends it"},
 			&cli.BoolFlag{Name: "no-relay", Usage: "the coordinator on this host shall be no relay"},
 			&cli.StringFlag{Name: "relay-name", Usage: "the `NAME` of the relay on this host (default: one made of its key)"},
 			&cli.StringFlag{Name: "relay-region", Usage: "the `REGION` of that relay, such as eu"},
@@ -52,10 +55,12 @@ The coordinator on this host is a relay too: for agents that can't reach each ot
 send, sealed. What --no-relay and the flags of the relay say is kept, and counts from the coordinator's next start on.
 
 The virtual interface, by which every program of this host reaches agents, needs root. Without root, or where there is no
-/dev/net/tun, up chooses userspace by itself and says so: the daemon then handles packets itself, and nothing of the host
-changes. An ordinary user's daemon keeps its state in $XDG_STATE_HOME/pilot (~/.local/state/pilot). With --tun=kernel there
-is an interface or an error, with --tun=userspace none; the choice is kept. With --state DIR the daemon is one of its
-own, beside the host's.`,
+/dev/net/tun, up chooses userspace by itself and says so: the daemon then handles packets itself, nothing of the host
+changes, and programs reach agents through the daemon's SOCKS5 and HTTP proxies: see "pilot help env". With --tun=kernel
+there is an interface or an error, with --tun=userspace none; the choice is kept.
+
+An ordinary user's daemon keeps its state in $XDG_STATE_HOME/pilot (~/.local/state/pilot). With --state DIR the daemon is one
+of its own, beside the host's.`,
 			examples: []string{
 				"sudo pilot up --name planner                      make a network, or go on",
 				"sudo pilot up --name warehouse pilot://…          join one",
@@ -109,6 +114,11 @@ func (p *program) up(c *cli.Context) error {
 	}
 	if request.Relay, err = hostedRelay(c); err != nil {
 		return err
+	}
+	request.SOCKS5, request.HTTPProxy = c.String("socks5"), c.String("http-proxy")
+	if c.IsSet("proxy-direct") {
+		direct := c.Bool("proxy-direct")
+		request.ProxyDirect = &direct
 	}
 	if invite != "" && (request.Network != "" || request.CoordinatorListen != "") {
 		e := usage("an invite names the network and its coordinator already")
@@ -184,7 +194,10 @@ func (p *program) showUp(c *cli.Context, r localapi.UpResult) error {
 		line(w, "network", "%s  (%s)", r.Network, upSource(r))
 		line(w, "agent", "%s  %s", r.FQDN, r.Address)
 		if r.TUN == localapi.TUNUserspace {
-			line(w, "mode", "%s; names do not resolve on this host by themselves", tunText(r.TUN, r.TUNWhy))
+			line(w, "mode", "%s", tunText(r.TUN, r.TUNWhy))
+		}
+		if text := proxyText(r.SOCKS5, r.HTTPProxy, false); text != "" {
+			line(w, "proxies", `%s; for programs: eval "$(pilot env)"`, text)
 		}
 		if r.Inviter != "" {
 			line(w, "inviter", "%s", r.Inviter)
@@ -201,6 +214,21 @@ func tunText(mode, why string) string {
 		return mode
 	}
 	return mode + " (" + why + ")"
+}
+
+// proxyText describes the proxies: "SOCKS5 127.0.0.1:1080, HTTP 127.0.0.1:3128".
+func proxyText(socks5, http string, direct bool) string {
+	var parts []string
+	if socks5 != "" {
+		parts = append(parts, "SOCKS5 "+socks5)
+	}
+	if http != "" {
+		parts = append(parts, "HTTP "+http)
+	}
+	if direct {
+		parts = append(parts, "to the internet too")
+	}
+	return strings.Join(parts, ", ")
 }
 
 // upSource says where the network comes from.

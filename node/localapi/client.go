@@ -78,6 +78,11 @@ func (c *Client) TrustList(ctx context.Context) (TrustList, error) {
 	return call[TrustList](ctx, c, http.MethodGet, "/v1/trust", nil)
 }
 
+// Proxies asks for the proxies, with their password.
+func (c *Client) Proxies(ctx context.Context) (Proxies, error) {
+	return call[Proxies](ctx, c, http.MethodGet, "/v1/proxies", nil)
+}
+
 // Trust changes a consent.
 func (c *Client) Trust(ctx context.Context, r TrustRequest) (TrustEntry, error) {
 	return call[TrustEntry](ctx, c, http.MethodPost, "/v1/trust", r)

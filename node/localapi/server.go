@@ -32,14 +32,20 @@ type TrustLister interface {
 	TrustList(context.Context) (TrustList, error)
 }
 
+// Proxier tells how programs are let into the network.
+type Proxier interface {
+	Proxies(context.Context) (Proxies, error)
+}
+
 // Caller decides by a connection who is calling. It returns an *Error to refuse.
 type Caller func(net.Conn) error
 
-// ServerOptions are what a Server needs. Daemon, Trust, Checker, Caller and Log are required.
+// ServerOptions are what a Server needs. Daemon, Trust, Checker, Proxies, Caller and Log are required.
 type ServerOptions struct {
 	Daemon  Daemon
 	Trust   TrustLister
 	Checker Checker
+	Proxies Proxier
 	Caller  Caller
 	Metrics http.Handler // optional
 	// Diagnoser is optional: without one there is no such path.
@@ -73,6 +79,7 @@ func NewServer(opts ServerOptions) *Server {
 	if opts.Diagnoser != nil {
 		s.mux.Handle("GET /v1/diagnosis", answer(func(r *http.Request) (any, error) { return opts.Diagnoser.Diagnose(r.Context()) }))
 	}
+	s.mux.Handle("GET /v1/proxies", answer(func(r *http.Request) (any, error) { return opts.Proxies.Proxies(r.Context()) }))
 	if opts.Metrics != nil {
 		s.mux.Handle("GET /metrics", opts.Metrics)
 	}

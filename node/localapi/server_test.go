@@ -55,6 +55,10 @@ func (d *daemon) Netcheck(context.Context) (Netcheck, error) {
 	return Netcheck{Code: "open"}, d.note("netcheck")
 }
 
+func (d *daemon) Proxies(context.Context) (Proxies, error) {
+	return Proxies{HTTP: "http://pilot:x@127.0.0.1:1"}, d.note("proxies")
+}
+
 // serve runs a server on a Unix socket until the test ends.
 func serve(t *testing.T, d *daemon, caller Caller) (socket string) {
 	t.Helper()
@@ -63,7 +67,7 @@ func serve(t *testing.T, d *daemon, caller Caller) (socket string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := NewServer(ServerOptions{Daemon: d, Trust: d, Checker: d, Caller: caller, Log: slog.New(slog.DiscardHandler)})
+	s := NewServer(ServerOptions{Daemon: d, Trust: d, Checker: d, Proxies: d, Caller: caller, Log: slog.New(slog.DiscardHandler)})
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- s.Serve(ctx, l) }()
@@ -251,7 +255,7 @@ func FuzzRequest(f *testing.F) {
 	f.Add("ping", []byte(`{"target":"x","timeout":1}`))
 	f.Fuzz(func(t *testing.T, call string, body []byte) {
 		d := &daemon{}
-		s := NewServer(ServerOptions{Daemon: d, Trust: d, Checker: d, Caller: anybody, Log: slog.New(slog.DiscardHandler)})
+		s := NewServer(ServerOptions{Daemon: d, Trust: d, Checker: d, Proxies: d, Caller: anybody, Log: slog.New(slog.DiscardHandler)})
 		a, b := net.Pipe()
 		defer a.Close()
 		defer b.Close()

@@ -16,6 +16,7 @@
 //	POST   /v1/trust           TrustRequest   → TrustEntry
 //	GET    /v1/whois?q=…                      → Agent
 //	GET    /v1/diagnosis                      → Diagnosis     latest lines of the log, goroutines
+//	GET    /v1/proxies                        → Proxies
 //	GET    /metrics            Prometheus text format
 //
 // Each answer has the header Pilot-Version, with the daemon's version. Within a major version daemon and clients understand
@@ -56,6 +57,22 @@ type UpRequest struct {
 	Relay *HostedRelay `json:"relay,omitempty"`
 	// TUN is TUNAuto, TUNKernel or TUNUserspace; empty: as before, the first time TUNAuto.
 	TUN string `json:"tun,omitempty"`
+	// SOCKS5 and HTTPProxy are host:port of proxies for this host's programs, on a loopback address, or ProxyOff; empty: as
+	// before, the first time a free port of 127.0.0.1 in userspace mode, and none with an interface.
+	SOCKS5    string `json:"socks5,omitempty"`
+	HTTPProxy string `json:"http_proxy,omitempty"`
+	// ProxyDirect lets the internet be reached through them too; nil: as before.
+	ProxyDirect *bool `json:"proxy_direct,omitempty"`
+}
+
+// ProxyOff says that there shall be no such proxy.
+const ProxyOff = "off"
+
+// Proxies are where this host's programs are let into the network.
+type Proxies struct {
+	SOCKS5 string `json:"socks5,omitempty"` // URL with a password; secret
+	HTTP   string `json:"http,omitempty"`   // URL with a password; secret
+	Direct bool   `json:"direct,omitempty"` // the internet is reached through them too
 }
 
 // HostedRelay says what kind of relay a coordinator is beside. It counts from the coordinator's next start on.
@@ -82,6 +99,8 @@ type UpResult struct {
 	Inviter      string               `json:"inviter,omitempty"`
 	TUN          string               `json:"tun"`               // kernel or userspace
 	TUNWhy       string               `json:"tun_why,omitempty"` // why userspace was chosen
+	SOCKS5       string               `json:"socks5,omitempty"`  // host:port of the proxy for programs of this host
+	HTTPProxy    string               `json:"http_proxy,omitempty"`
 	Warnings     []string             `json:"warnings,omitempty"`
 }
 
@@ -141,10 +160,13 @@ type Self struct {
 	Tags               []string             `json:"tags,omitempty"`
 	CertificateExpires time.Time            `json:"certificate_expires"`
 	Interface          string               `json:"interface"`
-	TUN                string               `json:"tun"`                 // kernel or userspace
-	TUNWhy             string               `json:"tun_why,omitempty"`   // why userspace was chosen
-	Port               uint16               `json:"port"`                // UDP
-	Endpoints          []Endpoint           `json:"endpoints,omitempty"` // in the order in which peers should try
+	TUN                string               `json:"tun"`               // kernel or userspace
+	TUNWhy             string               `json:"tun_why,omitempty"` // why userspace was chosen
+	SOCKS5             string               `json:"socks5,omitempty"`  // host:port of the proxy for programs of this host
+	HTTPProxy          string               `json:"http_proxy,omitempty"`
+	ProxyDirect        bool                 `json:"proxy_direct,omitempty"` // the internet is reached through them too
+	Port               uint16               `json:"port"`                   // UDP
+	Endpoints          []Endpoint           `json:"endpoints,omitempty"`    // in the order in which peers should try
 	NAT                *NAT                 `json:"nat,omitempty"`
 	Relays             []RelayStatus        `json:"relays,omitempty"`              // all of the network's, home first
 	AvoidJurisdictions []string             `json:"avoid_jurisdictions,omitempty"` // their relays are not used
