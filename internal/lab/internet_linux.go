@@ -28,11 +28,14 @@ const (
 	UDPBlocked Kind = "UDP blocked"
 	// ProxyOnly has neither a route to the Internet nor DNS, only an HTTP proxy with a password.
 	ProxyOnly Kind = "proxy only"
+	// Port443Only is a home router that lets out TCP to port 443 and nothing else. It is not among Kinds: to other sites it is
+	// like UDPBlocked.
+	Port443Only Kind = "only port 443"
 	// IPv6Only has no IPv4, and a firewall that lets in only answers.
 	IPv6Only Kind = "IPv6 only"
 )
 
-// Kinds returns all kinds of sites.
+// Kinds returns the kinds of sites that differ to each other.
 func Kinds() []Kind { return []Kind{Public, EIM, ADM, APDM, CGNAT, UDPBlocked, ProxyOnly, IPv6Only} }
 
 // Internet is a network of sites. Its addresses are 198.51.100.0/24 and 2001:db8::/32.
@@ -105,6 +108,9 @@ func (n *Internet) Site(name string, kind Kind) *Site {
 		n.home(s, nat)
 	case UDPBlocked:
 		nat.Outbound = NoUDP
+		n.home(s, nat)
+	case Port443Only:
+		nat.Outbound = HTTPSOnly
 		n.home(s, nat)
 	case ProxyOnly:
 		n.proxied(s)
