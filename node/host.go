@@ -125,6 +125,18 @@ func (n *Node) watchPlace(ctx context.Context, m *membership) error {
 	}
 }
 
+// hearGone passes on what relays say of peers that are not there.
+func hearGone(ctx context.Context, m *membership) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case p := <-m.engine.underlay.Gone():
+			m.engine.overlay.Gone(p)
+		}
+	}
+}
+
 // published reports whether the coordinator knows where this node is.
 func (n *Node) published(m *membership, here underlay.Status) bool {
 	n.mu.Lock()

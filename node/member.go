@@ -176,6 +176,7 @@ func (n *Node) live(ctx context.Context, m *membership) error {
 	group.Go(func() error { return n.call(ctx, m) })
 	group.Go(func() error { return n.watchHost(ctx, m) })
 	group.Go(func() error { return n.watchPlace(ctx, m) })
+	group.Go(func() error { return hearGone(ctx, m) })
 	group.Go(func() error { n.greet(ctx, m); return nil })
 	err := group.Wait()
 	m.client.Load().CloseIdleConnections()

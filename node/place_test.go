@@ -93,7 +93,8 @@ func (u *memoryUnderlay) Status() underlay.Status {
 	return u.status
 }
 
-func (u *memoryUnderlay) Changes() <-chan struct{} { return u.changes }
+func (u *memoryUnderlay) Changes() <-chan struct{}   { return u.changes }
+func (u *memoryUnderlay) Gone() <-chan underlay.Path { return nil }
 
 func (u *memoryUnderlay) Refresh() {
 	u.mu.Lock()

@@ -36,6 +36,8 @@ type Underlay interface {
 	Status() underlay.Status
 	// Changes tells that Status has changed in what others should know.
 	Changes() <-chan struct{}
+	// Gone delivers paths along which nothing arrives, by what their relay says.
+	Gone() <-chan underlay.Path
 	// Refresh says that this host moved to another network, or slept.
 	Refresh()
 	Netcheck(context.Context) (underlay.Report, error)

@@ -117,6 +117,8 @@ func connect(a, b *site) func() {
 					s.mu.Lock()
 					s.arrived = append(s.arrived, time.Now())
 					s.mu.Unlock()
+				case p := <-s.host.Gone():
+					s.o.Gone(p)
 				case e := <-s.o.Events():
 					s.mu.Lock()
 					s.events = append(s.events, e)
@@ -258,6 +260,30 @@ func TestFaultsHealInSeconds(t *testing.T) {
 					}
 				}
 			})
+		})
+	}
+}
+
+// A peer that is not at a relay any more is sought at another as soon as the relay says so, and not after the next ping.
+func TestPeerThatLeftARelayIsSoughtAtOnce(t *testing.T) {
+	blocked := somePlaces()[5]
+	for _, phase := range []time.Duration{0, 300 * time.Millisecond, 600 * time.Millisecond} { // since a ping
+		inWorld(t, func(t *testing.T, w *world) {
+			n := simnet.New(trip)
+			n.Relay(1, 4*trip)
+			n.Relay(2, 5*trip)
+			a, b := w.site(n, blocked, 1, 1, 2), w.site(n, blocked, 2, 1, 2)
+			defer connect(a, b)()
+			converse(a, b, 5*time.Second+phase, 50*time.Millisecond)
+			start := time.Now()
+			b.host.Detach(1)
+			converse(a, b, 10*time.Second, 50*time.Millisecond)
+			if gap := b.gap(start); gap > 800*time.Millisecond {
+				t.Errorf("it got nothing for %v", gap)
+			}
+			if p := a.status(); p.Path.Relay != 2 {
+				t.Errorf("%+v %+v", p.Path, p.Paths)
+			}
 		})
 	}
 }

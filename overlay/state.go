@@ -14,6 +14,7 @@ import (
 	"github.com/pilot-protocol/pilot/overlay/packet"
 	"github.com/pilot-protocol/pilot/overlay/paths"
 	"github.com/pilot-protocol/pilot/policy"
+	"github.com/pilot-protocol/pilot/underlay"
 )
 
 // ErrState is wrapped by errors of Set about a State that contradicts itself.
@@ -220,6 +221,20 @@ func (o *Overlay) Call(local, agent identity.AgentPublic, candidates []netip.Add
 		o.beginLocked(l, now)
 	}
 	o.scheduleLocked(l, now.at)
+}
+
+// Gone says that a relay told that nobody is connected to it who has the address of a path over it. If that is the path in use
+// to a peer the peer is asked along it at once: a relay that lies gains nothing, and one that does not saves seconds.
+func (o *Overlay) Gone(p underlay.Path) {
+	now := o.now()
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for _, r := range o.snap.Load().routes {
+		if l := r.link; l.addr == p.Remote.Addr() && l.current.Load() != nil {
+			l.paths.Gone(now.at, p)
+			o.scheduleLocked(l, now.at)
+		}
+	}
 }
 
 // Refresh says that this node's own addresses changed, or that the host woke. All paths to each peer with a session are asked

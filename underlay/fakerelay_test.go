@@ -83,6 +83,7 @@ type fakeClient struct {
 	hello relay.Hello
 	token relay.Token
 	at    netip.AddrPort // bound
+	told  bool           // that somebody is gone
 }
 
 var fakeSecret = relay.Secret{1}
@@ -178,10 +179,20 @@ func (r *fakeRelay) serve(conn *tls.Conn) {
 }
 
 func (r *fakeRelay) forwardLocked(from, to netip.Addr, d []byte) {
+	found := false
+	defer func() {
+		for _, c := range r.clients {
+			if gone := to.As16(); !found && c.addr == from && !c.told {
+				c.told = true
+				c.conn.Write(relay.AppendFrame(nil, relay.FrameGone, gone[:]))
+			}
+		}
+	}()
 	for _, c := range r.clients {
 		if c.addr != to {
 			continue
 		}
+		found = true
 		if c.at.IsValid() {
 			r.udp.WriteToUDPAddrPort(append(relay.Header{Slot: c.hello.Slot, Token: c.hello.Token, Address: from}.Append(nil), d...), c.at)
 		} else {

@@ -42,6 +42,8 @@ type relayOptions struct {
 	send    func(*Burst) error // from the node's port
 	deliver func(*Burst)       // what came over TLS
 	changed func()
+	// gone is told that a relay has no client with the address of a path over it; must not wait.
+	gone func(Path)
 	// elsewhere is told that a relay sees the node's port at another address than before.
 	elsewhere func()
 	log       *slog.Logger
@@ -490,6 +492,7 @@ func (l *line) start(ctx context.Context, r *relays, clients *sync.WaitGroup, no
 		Deliver: func(from netip.Addr, d []byte) {
 			r.deliver(&Burst{Path: Path{Relay: l.id, Remote: netip.AddrPortFrom(from, 0)}, Data: d, Size: len(d)})
 		},
+		Gone:    func(to netip.Addr) { r.gone(Path{Relay: l.id, Remote: netip.AddrPortFrom(to, 0)}) },
 		Changed: r.poke, Log: r.log,
 	})
 	if err != nil {

@@ -259,6 +259,32 @@ func TestRelayIsConnectedOnDemand(t *testing.T) {
 	}
 }
 
+// What a relay says of a peer that is not there comes out as the path to it; of words that nobody takes the newest are lost.
+func TestGone(t *testing.T) {
+	a := newAuthority(t)
+	r := a.relay("one")
+	x := a.peer(nil, r)
+	x.wait("x", connectedBy(relay.TransportUDP))
+	nobody := Path{Relay: r.statement.ID(), Remote: netip.AddrPortFrom(netip.MustParseAddr("fd00::7"), 0)}
+	if err := x.Send(nobody, [][]byte{[]byte("d")}); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case p := <-x.Gone():
+		if p != nobody {
+			t.Errorf("%+v", p)
+		}
+	case <-time.After(patience):
+		t.Fatal("nobody said so")
+	}
+	for range 2 * maxGone {
+		x.relays.gone(nobody) // does not wait
+	}
+	if n := len(x.Gone()); n != maxGone {
+		t.Errorf("%d words wait", n)
+	}
+}
+
 func TestRelayThatIsNoLongerKnownIsLeft(t *testing.T) {
 	a := newAuthority(t)
 	one, two := a.relay("one"), a.relay("two")

@@ -105,6 +105,20 @@ func (u *Underlay) Status() Status { return *u.status.Load() }
 // Changes delivers a value when Status has changed in what others should be told. It has one slot and is never closed.
 func (u *Underlay) Changes() <-chan struct{} { return u.changes }
 
+// maxGone is how many words of relays wait. One that is lost comes again with the next datagram.
+const maxGone = 16
+
+// Gone delivers paths over a relay which told, after something was sent along one, that nobody with its address is connected
+// to it. That is what the relay says, and nothing else bears it out.
+func (u *Underlay) Gone() <-chan Path { return u.gone }
+
+func (u *Underlay) putGone(p Path) {
+	select {
+	case u.gone <- p:
+	default:
+	}
+}
+
 // Refresh says that this host moved to another network, or slept: what was found out is found out anew. It returns at once.
 func (u *Underlay) Refresh() {
 	u.found.Store(&findings{})

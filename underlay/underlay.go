@@ -112,6 +112,7 @@ type Underlay struct {
 	status     atomic.Pointer[Status]
 	publishing sync.Mutex // one at a time makes a new status
 	changes    chan struct{}
+	gone       chan Path
 }
 
 // New opens the sockets: IPv4 and IPv6 on the same port, or on one family alone where the host has only that. If the
@@ -120,6 +121,7 @@ func New(o Options) (*Underlay, error) {
 	u := &Underlay{
 		log: o.Log, dial: o.Dial, proxy: o.Proxy,
 		closed: make(chan struct{}), changes: make(chan struct{}, 1), regather: make(chan struct{}, 1),
+		gone: make(chan Path, maxGone),
 	}
 	u.state.Store(&State{})
 	u.found.Store(&findings{})
@@ -154,7 +156,7 @@ func New(o Options) (*Underlay, error) {
 		u.mapper = portmap.New(portmap.Options{Port: u.port, Gateway: o.Gateway, Changed: u.publish, Log: u.log})
 	}
 	u.relays = newRelays(relayOptions{
-		dial: u.dial, send: u.sendDirect, deliver: u.ring.put, changed: u.publish, elsewhere: u.poke, log: u.log,
+		dial: u.dial, send: u.sendDirect, deliver: u.ring.put, changed: u.publish, elsewhere: u.poke, gone: u.putGone, log: u.log,
 	})
 	u.stun = stun.NewClient(func(to netip.AddrPort, d []byte) error {
 		return u.sendDirect(&Burst{Path: Path{Remote: to}, Data: d, Size: len(d)})

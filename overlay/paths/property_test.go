@@ -183,6 +183,28 @@ func TestBadWeatherMovesLittle(t *testing.T) {
 	})
 }
 
+// A relay that says again and again that the peer is gone, while it is there, makes us ask somewhat more often, and nothing else.
+func TestLyingRelay(t *testing.T) {
+	r := rand.New(rand.NewPCG(1, 1))
+	pings := 0
+	d := newRide(t, r, road{overRelayNo(1), func(time.Duration) (time.Duration, bool) {
+		pings++
+		return 40 * time.Millisecond, true
+	}}, road{overRelayNo(2), steady(80 * time.Millisecond)})
+	d.run(5 * time.Second)
+	pings = 0
+	settled := d.now
+	for range 60 * 100 { // a minute
+		d.set.Gone(d.now, overRelayNo(1))
+		d.set.Gone(d.now, overRelayNo(2)) // not in use
+		d.set.Gone(d.now, directly(1))    // unheard of
+		d.run(10 * time.Millisecond)
+	}
+	if got := d.since(settled); len(got) != 0 || pings > 60*3 {
+		t.Errorf("%d pings in a minute, and the changes %v", pings, got)
+	}
+}
+
 // A path that is faster by a fifth and by 2 ms is taken, and one that is faster by less is not.
 func TestFasterPathIsTaken(t *testing.T) {
 	for _, tt := range []struct {

@@ -41,6 +41,14 @@ func (s *Set) Pinged(now time.Duration, p underlay.Path) {
 	}
 }
 
+// Gone says that the relay of a path told that the peer is not connected to it. The relay may lie, so it is a reason to ask along the
+// path in use at once, and no more than that.
+func (s *Set) Gone(now time.Duration, p underlay.Path) {
+	if c := s.current; s.up && c != nil && !c.direct() && Same(p, c.path) && c.state == Proved && now-c.suspect > goneEvery {
+		c.doubt(now)
+	}
+}
+
 // soon lets a path be pinged now, unless that was done a moment ago.
 func (s *Set) soon(w *way, now time.Duration) {
 	if last := w.pings[w.last].at; last == 0 || now-last >= quickEvery {

@@ -29,6 +29,8 @@ const (
 	unknownWait      = time.Second
 	quickPings       = 3
 	quickEvery       = 100 * time.Millisecond
+	// goneEvery is how often a relay's word that the peer is not there makes us doubt the path over it.
+	goneEvery = time.Second
 	// doubtEvery is how often the peer's coming along another path makes us doubt ours.
 	doubtEvery = 200 * time.Millisecond
 	// staleAfter is how long a direct path counts as proved after a pong: the shortest time for which translators are

@@ -34,6 +34,7 @@ type Host struct {
 	sockets map[uint16]bool // of a fan
 	next    uint16
 	in      chan underlay.Burst
+	gone    chan underlay.Path
 	closed  chan struct{}
 	once    sync.Once
 }
@@ -44,7 +45,7 @@ func (s *Segment) Host(addr, overlay netip.Addr) *Host {
 	defer s.net.mu.Unlock()
 	h := &Host{
 		net: s.net, segment: s, addr: addr, overlay: overlay, sockets: make(map[uint16]bool),
-		in: make(chan underlay.Burst, 8192), closed: make(chan struct{}),
+		in: make(chan underlay.Burst, 8192), gone: make(chan underlay.Path, 16), closed: make(chan struct{}),
 	}
 	s.join(h)
 	return h
@@ -88,12 +89,15 @@ func (h *Host) Attach(relays ...uint32) {
 	}
 }
 
-// Detach ends the connection to a relay.
+// Detach ends the connection to a relay, for good until Attach.
 func (h *Host) Detach(relay uint32) {
 	h.net.mu.Lock()
 	defer h.net.mu.Unlock()
-	delete(h.net.relays[relay].hosts, h.overlay)
+	h.net.relays[relay].hosts[h.overlay] = nil
 }
+
+// Gone delivers paths over relays that told that nobody was there.
+func (h *Host) Gone() <-chan underlay.Path { return h.gone }
 
 // Observe asks two servers from which address they see the host. It returns the host's own address, and what they see where
 // that is one address; and the kind of translator that follows from it.

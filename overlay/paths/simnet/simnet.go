@@ -11,6 +11,8 @@ import (
 	"net/netip"
 	"sync"
 	"time"
+
+	"github.com/pilot-protocol/pilot/underlay"
 )
 
 // Kind is what a translation or a filter depends on (RFC 4787, sections 4.1 and 5).
@@ -261,6 +263,9 @@ func (r *Relay) send(from *Host, to netip.Addr, d []byte) {
 	if r.dead {
 		return
 	}
+	if h, known := r.hosts[from.overlay]; known && h == nil {
+		return
+	}
 	r.hosts[from.overlay] = from // connected on demand
 	delays := []time.Duration{0}
 	if r.mangle != nil {
@@ -275,8 +280,15 @@ func (r *Relay) forward(from, to netip.Addr, d []byte, delay time.Duration) {
 	time.AfterFunc(r.latency+delay, func() {
 		r.net.mu.Lock()
 		defer r.net.mu.Unlock()
-		if h := r.hosts[to]; h != nil && !r.dead {
+		switch h, sender := r.hosts[to], r.hosts[from]; {
+		case r.dead:
+		case h != nil:
 			h.relayed(r.id, from, d)
+		case sender != nil:
+			select {
+			case sender.gone <- underlay.Path{Relay: r.id, Remote: netip.AddrPortFrom(to, 0)}:
+			default:
+			}
 		}
 	})
 }

@@ -294,6 +294,9 @@ func TestRelay(t *testing.T) {
 		}
 		say("nobody there")
 		expect("not connected")
+		if p := <-a.Gone(); p != over {
+			t.Errorf("%v is gone", p)
+		}
 		h.Attach(7)
 		say("there")
 		expect("connected", "there")
@@ -316,6 +319,9 @@ func TestRelay(t *testing.T) {
 		h.Detach(7)
 		say("gone")
 		expect("gone")
+		if p := <-a.Gone(); p != over || len(a.Gone()) != 0 {
+			t.Errorf("%v is gone", p)
+		}
 		if err := a.Send(underlay.Path{Relay: 8}, [][]byte{{1}}); !errors.Is(err, underlay.ErrNoRelay) {
 			t.Errorf("an unknown relay: %v", err)
 		}
