@@ -54,16 +54,16 @@ func (d *Device) open() bool {
 }
 
 // Read implements [tun.Device].
-func (d *Device) Read(buf []byte, h *tun.Header, wait bool) (int, error) {
+func (d *Device) Read(buf []byte, h *tun.Header, wait bool) ([]byte, error) {
 	for {
 		if !d.open() {
-			return 0, os.ErrClosed
+			return nil, os.ErrClosed
 		}
 		pkt := d.core.queue.take()
 		if pkt == nil {
 			if !wait {
 				*h = tun.Header{}
-				return 0, nil
+				return nil, nil
 			}
 			d.core.queue.wait(d.closed)
 			continue
@@ -72,7 +72,7 @@ func (d *Device) Read(buf []byte, h *tun.Header, wait bool) (int, error) {
 		n, ok := copyPacket(buf, 0, pkt)
 		pkt.DecRef()
 		if ok {
-			return n, nil
+			return buf[:n], nil
 		}
 		d.core.queue.dropped.Add(1)
 	}

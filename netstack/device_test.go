@@ -35,19 +35,19 @@ func newDevice(t testing.TB, addrs ...netip.Addr) (*Stack, *Device) {
 
 // carry moves what one device reads to another until the first is closed; as says how.
 func carry(from, to *Device, as func(p []byte, h *tun.Header, write func(*tun.Header, [][]byte))) {
-	buf, one := make([]byte, tun.MaxPacket), make([][]byte, 1)
+	buf, one := make([]byte, tun.BufferSize), make([][]byte, 1)
 	var h tun.Header
 	write := func(h *tun.Header, pieces [][]byte) { _ = to.Write(h, pieces) }
 	for {
-		n, err := from.Read(buf, &h, true)
+		p, err := from.Read(buf, &h, true)
 		if err != nil {
 			return
 		}
 		if as != nil {
-			as(buf[:n], &h, write)
+			as(p, &h, write)
 			continue
 		}
-		one[0] = buf[:n]
+		one[0] = p
 		write(&h, one)
 	}
 }
@@ -197,8 +197,8 @@ func TestDeviceChecksums(t *testing.T) {
 func TestDeviceClose(t *testing.T) {
 	s, d := newDevice(t, addrA)
 	var h tun.Header
-	if n, err := d.Read(make([]byte, 100), &h, false); n != 0 || err != nil {
-		t.Errorf("nothing to read: %d, %v", n, err)
+	if p, err := d.Read(make([]byte, 100), &h, false); p != nil || err != nil {
+		t.Errorf("nothing to read: %x, %v", p, err)
 	}
 	done := make(chan error)
 	go func() {

@@ -221,12 +221,12 @@ func recv(t testing.TB, g *Gateway, within time.Duration) []byte {
 	d := g.Device("")
 	timer := time.AfterFunc(within, func() { d.Close() })
 	defer timer.Stop()
-	buf, h := make([]byte, tun.MaxPacket), tun.Header{}
-	n, err := d.Read(buf, &h, true)
+	var h tun.Header
+	p, err := d.Read(make([]byte, tun.BufferSize), &h, true)
 	if err != nil {
 		return nil
 	}
-	return buf[:n]
+	return p
 }
 
 // A refusal is an answer at once, which names the packet it is about so well that a kernel believes it.

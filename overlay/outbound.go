@@ -62,7 +62,7 @@ type outbound struct {
 }
 
 func newOutbound(o *Overlay, device tun.Device) *outbound {
-	b := &outbound{o: o, device: device, in: make([]byte, tun.MaxPacket)}
+	b := &outbound{o: o, device: device, in: make([]byte, tun.BufferSize)}
 	b.burst.Data = make([]byte, 0, max(underlay.MaxBurst, o.mtu+noise.Overhead))
 	b.part = make([]byte, 0, parts.MaxPacket)
 	b.answers.init(o)
@@ -72,10 +72,10 @@ func newOutbound(o *Overlay, device tun.Device) *outbound {
 func (o *Overlay) outboundLoop(ctx context.Context, device tun.Device) error {
 	b := newOutbound(o, device)
 	for {
-		n, err := device.Read(b.in, &b.header, true)
+		p, err := device.Read(b.in, &b.header, true)
 		if err == nil {
 			b.begin()
-			b.send(b.in[:n], &b.header)
+			b.send(p, &b.header)
 			err = b.more(outBudget)
 		}
 		if err != nil {
@@ -96,12 +96,12 @@ func (b *outbound) drain(budget int) error {
 func (b *outbound) more(budget int) error {
 	defer b.flush()
 	for budget > 0 {
-		n, err := b.device.Read(b.in, &b.header, false)
-		if n == 0 || err != nil {
+		p, err := b.device.Read(b.in, &b.header, false)
+		if len(p) == 0 || err != nil {
 			return err
 		}
-		b.send(b.in[:n], &b.header)
-		budget -= n + perPacket
+		b.send(p, &b.header)
+		budget -= len(p) + perPacket
 	}
 	return nil
 }

@@ -53,7 +53,7 @@ func (s *sink) Fan(netip.AddrPort, int) ([]underlay.Path, error) { return nil, u
 func (s *sink) Unfan([]underlay.Path)                            {}
 func (s *sink) Loops() int                                       { return 1 }
 func (s *sink) Close() error                                     { return nil }
-func (s *sink) Read([]byte, *tun.Header, bool) (int, error)      { return 0, net.ErrClosed }
+func (s *sink) Read([]byte, *tun.Header, bool) ([]byte, error)   { return nil, net.ErrClosed }
 func (s *sink) Offloads() tun.Offloads                           { return s.offloads }
 func (s *sink) Name() string                                     { return "sink" }
 func (s *sink) MTU() int                                         { return 1420 }

@@ -58,12 +58,12 @@ func (m *Memory) Sent() <-chan []byte { return m.out }
 func (m *Memory) Dropped() uint64 { return m.dropped.Load() }
 
 // Read implements Device. A packet longer than the buffer is dropped.
-func (m *Memory) Read(buf []byte, h *Header, wait bool) (int, error) {
+func (m *Memory) Read(buf []byte, h *Header, wait bool) ([]byte, error) {
 	*h = Header{}
 	for {
 		select {
 		case <-m.closed:
-			return 0, os.ErrClosed
+			return nil, os.ErrClosed
 		default:
 		}
 		var p []byte
@@ -71,16 +71,16 @@ func (m *Memory) Read(buf []byte, h *Header, wait bool) (int, error) {
 		case p = <-m.in:
 		default:
 			if !wait {
-				return 0, nil
+				return nil, nil
 			}
 			select {
 			case <-m.closed:
-				return 0, os.ErrClosed
+				return nil, os.ErrClosed
 			case p = <-m.in:
 			}
 		}
 		if len(p) <= len(buf) {
-			return copy(buf, p), nil
+			return buf[:copy(buf, p)], nil
 		}
 		m.dropped.Add(1)
 	}

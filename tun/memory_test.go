@@ -17,8 +17,8 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 func TestMemoryReads(t *testing.T) {
 	m := NewMemory("mem0", 1420)
 	buf, h := make([]byte, 100), Header{Kind: KindTCP}
-	if n, err := m.Read(buf, &h, false); n != 0 || err != nil {
-		t.Fatalf("nothing: %d, %v", n, err)
+	if p, err := m.Read(buf, &h, false); p != nil || err != nil {
+		t.Fatalf("nothing: %x, %v", p, err)
 	}
 	for i := range 3 {
 		if !m.Inject([]byte{byte(i), 0xaa}) {
@@ -26,9 +26,9 @@ func TestMemoryReads(t *testing.T) {
 		}
 	}
 	for i := range 3 {
-		n, err := m.Read(buf, &h, i == 0)
-		if err != nil || !bytes.Equal(buf[:n], []byte{byte(i), 0xaa}) || h != (Header{}) {
-			t.Fatalf("packet %d is %x, %+v, %v", i, buf[:n], h, err)
+		p, err := m.Read(buf, &h, i == 0)
+		if err != nil || !bytes.Equal(p, []byte{byte(i), 0xaa}) || h != (Header{}) {
+			t.Fatalf("packet %d is %x, %+v, %v", i, p, h, err)
 		}
 	}
 }
@@ -68,8 +68,8 @@ func TestMemoryDropsWhatDoesNotFit(t *testing.T) {
 	m.Inject(make([]byte, 50))
 	m.Inject([]byte{7})
 	buf, h := make([]byte, 10), Header{}
-	if n, err := m.Read(buf, &h, true); n != 1 || err != nil || buf[0] != 7 {
-		t.Errorf("read behind a long packet: %d, %v, %x", n, err, buf[0])
+	if p, err := m.Read(buf, &h, true); len(p) != 1 || err != nil || p[0] != 7 {
+		t.Errorf("read behind a long packet: %x, %v", p, err)
 	}
 }
 
@@ -136,8 +136,8 @@ func BenchmarkMemory(b *testing.B) {
 	b.SetBytes(1400)
 	for b.Loop() {
 		m.Inject(p)
-		if n, _ := m.Read(buf, &h, true); n != len(p) {
-			b.Fatalf("%d bytes", n)
+		if got, _ := m.Read(buf, &h, true); len(got) != len(p) {
+			b.Fatalf("%d bytes", len(got))
 		}
 	}
 }

@@ -13,9 +13,6 @@ import (
 	wgtun "golang.zx2c4.com/wireguard/tun"
 )
 
-// headroom is what the library wants in front of a packet: on macOS its address family.
-const headroom = 16
-
 // native is the library's device with plain packets, one at a time: it never has more at once on these systems.
 type native struct {
 	dev  wgtun.Device
@@ -23,8 +20,7 @@ type native struct {
 	mtu  int
 	stop func() // waits for the goroutine that open started
 
-	in     []byte // of the one goroutine that reads
-	inBufs [][]byte
+	inBufs [][]byte // of the one goroutine that reads
 	sizes  []int
 
 	mu      sync.Mutex // guards the writers' buffer
@@ -34,31 +30,32 @@ type native struct {
 
 func newNative(dev wgtun.Device, name string, mtu int) *native {
 	d := &native{
-		dev: dev, name: name, mtu: mtu, stop: drain(dev), in: make([]byte, headroom+MaxPacket),
-		sizes: make([]int, 1), out: make([]byte, 0, headroom+MaxPacket), outBufs: make([][]byte, 1),
+		dev: dev, name: name, mtu: mtu, stop: drain(dev), inBufs: make([][]byte, 1),
+		sizes: make([]int, 1), out: make([]byte, 0, BufferSize), outBufs: make([][]byte, 1),
 	}
-	d.inBufs = [][]byte{d.in}
 	return d
 }
 
 // Read implements Device. The library can only wait: without it there is nothing more to be had.
-func (d *native) Read(buf []byte, h *Header, wait bool) (int, error) {
+func (d *native) Read(buf []byte, h *Header, wait bool) ([]byte, error) {
 	*h = Header{}
-	if !wait {
-		return 0, nil
+	if !wait || len(buf) <= headroom {
+		return nil, nil
 	}
+	// headroom is also what the library wants in front of a packet: on macOS its address family.
+	d.inBufs[0] = buf
 	for {
 		n, err := d.dev.Read(d.inBufs, d.sizes, headroom)
 		switch {
 		case err == nil:
-			if n > 0 && d.sizes[0] > 0 && d.sizes[0] <= len(buf) {
-				return copy(buf, d.in[headroom:headroom+d.sizes[0]]), nil
+			if n > 0 && d.sizes[0] > 0 {
+				return buf[headroom : headroom+d.sizes[0]], nil
 			}
 		case errors.Is(err, wgtun.ErrTooManySegments):
 		case errors.Is(err, os.ErrClosed):
-			return 0, os.ErrClosed
+			return nil, os.ErrClosed
 		default:
-			return 0, fmt.Errorf("read from %s: %w", d.name, err)
+			return nil, fmt.Errorf("read from %s: %w", d.name, err)
 		}
 	}
 }

@@ -18,6 +18,9 @@ const (
 	// MaxPacket is the length of the longest packet that Read returns, in bytes: an IPv6 header and what its length field
 	// can count.
 	MaxPacket = 40 + 65535
+	// BufferSize is what Read wants of a buffer for any packet: room for what some systems put in front of one, too.
+	BufferSize = headroom + MaxPacket
+	headroom   = 16
 
 	// MinMTU and MaxMTU bound what Open accepts, in bytes. An IPv6 link carries at least 1280 (RFC 8200, section 5).
 	MinMTU = 1280
@@ -37,9 +40,9 @@ var (
 
 // Device is a virtual interface. One goroutine reads; any number may write meanwhile. Neither allocates.
 type Device interface {
-	// Read copies one packet to buf, which should have MaxPacket bytes, fills h and returns the packet's length. Where there
-	// is none it waits, or returns 0 if wait is false. After Close the error is os.ErrClosed.
-	Read(buf []byte, h *Header, wait bool) (n int, err error)
+	// Read puts one packet into buf, which should have BufferSize bytes, fills h and returns the packet, which is a part of
+	// buf. Where there is none it waits, or returns nil if wait is false. After Close the error is os.ErrClosed.
+	Read(buf []byte, h *Header, wait bool) (packet []byte, err error)
 	// Write gives one packet to the kernel, in at most MaxPieces pieces that follow one another. h is nil for a packet that
 	// is complete; otherwise it may ask for what Offloads names. The packet is not changed and not kept.
 	// After Close the error is os.ErrClosed; others are about this packet.

@@ -76,11 +76,11 @@ func readUDP(t *testing.T, dev Device, port uint16, buf []byte) ([]byte, Header)
 	t.Helper()
 	for {
 		var h Header
-		n, err := dev.Read(buf, &h, true)
+		p, err := dev.Read(buf, &h, true)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if p := buf[:n]; n >= 48 && p[6] == unix.IPPROTO_UDP && binary.BigEndian.Uint16(p[42:]) == port {
+		if len(p) >= 48 && p[6] == unix.IPPROTO_UDP && binary.BigEndian.Uint16(p[42:]) == port {
 			return p, h
 		}
 	}
@@ -235,7 +235,7 @@ func TestReadAndWriteDoNotAllocate(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	buf, h, payload := make([]byte, MaxPacket), Header{}, make([]byte, 100)
+	buf, h, payload := make([]byte, BufferSize), Header{}, make([]byte, 100)
 	out := [][]byte{udpPacket(peer, own, 9, 9999, payload)}
 	allocs := testing.AllocsPerRun(200, func() {
 		if _, err := conn.Write(payload); err != nil {

@@ -39,17 +39,17 @@ func (s *splitter) Set(network netip.Prefix) { s.network.Store(&network) }
 func (s *splitter) MTU() int { return s.mtu }
 
 // Read implements [tun.Device].
-func (s *splitter) Read(buf []byte, h *tun.Header, wait bool) (int, error) {
+func (s *splitter) Read(buf []byte, h *tun.Header, wait bool) ([]byte, error) {
 	for turn := 0; wait || turn < turns; turn++ {
-		n, err := s.device.Read(buf, h, wait)
-		if n == 0 || err != nil || s.inside(buf[:n]) {
-			return n, err
+		p, err := s.device.Read(buf, h, wait)
+		if len(p) == 0 || err != nil || s.inside(p) {
+			return p, err
 		}
-		s.pieces[0] = buf[:n]
+		s.pieces[0] = p
 		// What the gateway has no use for is lost, as on any network; its end is seen by run.
 		_ = s.outside.Write(h, s.pieces[:])
 	}
-	return 0, nil
+	return nil, nil
 }
 
 // inside tells whether a packet is for the network.
@@ -64,17 +64,17 @@ func (s *splitter) inside(p []byte) bool {
 
 // run gives the sandbox what comes from outside, until the gateway's device is closed.
 func (s *splitter) run() error {
-	buf, pieces := make([]byte, tun.MaxPacket), make([][]byte, 1)
+	buf, pieces := make([]byte, tun.BufferSize), make([][]byte, 1)
 	var h tun.Header
 	for {
-		n, err := s.outside.Read(buf, &h, true)
+		p, err := s.outside.Read(buf, &h, true)
 		if errors.Is(err, os.ErrClosed) {
 			return nil
 		}
 		if err != nil {
 			return err
 		}
-		pieces[0] = buf[:n]
+		pieces[0] = p
 		// The sandbox may be gone already, and its packets with it.
 		_ = s.device.Write(&h, pieces)
 	}
