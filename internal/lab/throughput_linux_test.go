@@ -11,7 +11,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -23,11 +22,9 @@ import (
 )
 
 // The comparison with wireguard-go: two hosts on one cable, the same programs through each carrier in turn. Set
-// PILOT_BENCH_ROUNDS for more rounds than 3, and PILOT_BENCH_ONLY to some of "tcp tcp4 echo udp64 udp1200 plain" for less.
-const (
-	tcpSeconds = 3
-	echoCount  = 4000
-)
+// PILOT_BENCH_ROUNDS for more rounds than 3, and PILOT_BENCH_ONLY to some of "tcp tcp4 echo udp64 udp1200 flood64 flood1200
+// segments1200 load plain" for less.
+const tcpSeconds = 3
 
 // carrier is a way for packets to travel between the two hosts.
 type carrier struct {
@@ -35,6 +32,7 @@ type carrier struct {
 	address string    // of the right host
 	pids    []int     // of the daemons, left and right
 	idle    []float64 // their resident memory before the measurements, in MB
+	bound   bool      // it is no tunnel, and only its round trip is measured
 }
 
 // race is the two hosts, and all ways between them.
@@ -43,6 +41,7 @@ type race struct {
 	tb          testing.TB
 	left, right *Host
 	carriers    []*carrier
+	flood       string                          // the program
 	results     map[string]map[string][]float64 // by measurement and carrier
 	order       []string
 }
@@ -60,16 +59,26 @@ func BenchmarkThroughput(b *testing.B) {
 	for b.Loop() {
 		for range rounds {
 			for _, c := range r.carriers {
+				r.measure("echo", func() { r.echo(c) })
+				if c.bound {
+					continue
+				}
 				r.measure("tcp", func() { r.tcp(c, "TCP, 1 stream", 1) })
 				r.measure("tcp4", func() { r.tcp(c, "TCP, 4 streams", 4) })
-				r.measure("echo", func() { r.echo(c) })
 				r.measure("udp64", func() { r.udp(c, 64) })
 				r.measure("udp1200", func() { r.udp(c, 1200) })
+				r.measure("flood64", func() { r.floods(c, 64, false) })
+				r.measure("flood1200", func() { r.floods(c, 1200, false) })
+				r.measure("segments1200", func() { r.floods(c, 1200, true) })
+				r.measure("load", func() { r.load(c) })
 			}
 		}
 		r.offloads(false)
 		for range rounds {
 			for _, c := range r.carriers {
+				if c.bound {
+					continue
+				}
 				r.measure("plain", func() { r.tcp(c, "TCP, no offloads on the cable", 1) })
 			}
 		}
@@ -77,6 +86,9 @@ func BenchmarkThroughput(b *testing.B) {
 	}
 	for _, c := range r.carriers {
 		for i, pid := range c.pids {
+			if c.bound {
+				break
+			}
 			r.note([]string{"memory idle, left", "memory idle, right"}[i]+", MB", c, c.idle[i])
 			r.note([]string{"memory after, left", "memory after, right"}[i]+", MB", c, residentMB(b, pid))
 		}
@@ -101,9 +113,12 @@ func newRace(b *testing.B) *race {
 	warehouse := joinBy(b, r.right, "warehouse", planner.Invite)
 	// The daemon, not the command that started it.
 	r.carriers = append(r.carriers, &carrier{name: "pilot", address: warehouse.Address.String(), pids: []int{pilots(r.left)[0], pilots(r.right)[0]}})
-	server := r.right.Start("iperf3", "-s", "--forceflush")
-	l.wait("Server listening", server)
+	l.wait("Server listening", r.right.Start("iperf3", "-s", "--forceflush"))
+	r.startFlood()
 	for _, c := range r.carriers {
+		if c.bound {
+			continue
+		}
 		r.iperf(c, "-t", "1") // sessions are made
 		for _, pid := range c.pids {
 			c.idle = append(c.idle, residentMB(b, pid))
@@ -230,83 +245,6 @@ func (r *race) tcp(c *carrier, row string, streams int) {
 	if len(c.pids) > 0 {
 		r.note(row+", daemons' CPU s per GB", c, (r.cpu(c)-before)/(rep.End.SumReceived.Bytes/1e9))
 	}
-}
-
-// udp finds the highest rate at which no more than one datagram in a hundred is lost.
-func (r *race) udp(c *carrier, size int) {
-	try := func(rate float64) (arrived float64, sent float64, ok bool) {
-		bits := "0"
-		if rate > 0 {
-			bits = strconv.FormatFloat(rate*float64(size)*8, 'f', 0, 64)
-		}
-		s := r.iperf(c, "-u", "-t", "1", "-w", "4M", "-l", strconv.Itoa(size), "-b", bits).End.Sum
-		sent = s.Packets / s.Seconds
-		return sent * (1 - s.LostPercent/100), sent, s.LostPercent <= 1
-	}
-	best, high, ok := try(0)
-	if !ok {
-		low := 0.0
-		best, high = 0, min(high, 2*best)
-		for range 6 {
-			middle := (low + high) / 2
-			arrived, _, ok := try(middle)
-			if ok {
-				best, low = max(best, arrived), middle
-			} else {
-				high = middle
-			}
-		}
-	}
-	r.note(fmt.Sprintf("UDP, %d bytes, kpps", size), c, best/1e3)
-}
-
-// echo measures round trips of one small datagram at a time.
-func (r *race) echo(c *carrier) {
-	to := netip.AddrPortFrom(netip.MustParseAddr(c.address), 7007)
-	var server, client *net.UDPConn
-	if err := r.right.In(func() (err error) {
-		server, err = net.ListenUDP("udp", net.UDPAddrFromAddrPort(to))
-		return err
-	}); err != nil {
-		r.tb.Fatal(err)
-	}
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		buf := make([]byte, 2048)
-		for {
-			n, from, err := server.ReadFromUDPAddrPort(buf)
-			if err != nil {
-				return
-			}
-			_, _ = server.WriteToUDPAddrPort(buf[:n], from)
-		}
-	}()
-	defer func() { _ = server.Close(); <-done }()
-	if err := r.left.In(func() (err error) {
-		client, err = net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(to))
-		return err
-	}); err != nil {
-		r.tb.Fatal(err)
-	}
-	defer client.Close()
-	times, buf := make([]float64, 0, echoCount), make([]byte, 64)
-	for range echoCount {
-		start := time.Now()
-		_ = client.SetReadDeadline(start.Add(time.Second))
-		if _, err := client.Write(buf); err != nil {
-			r.tb.Fatal(err)
-		}
-		if _, err := client.Read(buf); err == nil {
-			times = append(times, float64(time.Since(start).Nanoseconds())/1e3)
-		}
-	}
-	if len(times) == 0 {
-		r.tb.Fatalf("no echo through %s", c.name)
-	}
-	slices.Sort(times)
-	r.note("round trip, median, us", c, times[len(times)/2])
-	r.note("round trip, 99th percentile, us", c, times[len(times)*99/100])
 }
 
 // offloads switches the cable's segmentation and joining of datagrams.
