@@ -327,13 +327,13 @@ func TestFromFile(t *testing.T) {
 	if _, err := c.Write([]byte("hello")); err != nil {
 		t.Fatal(err)
 	}
-	buf, h := make([]byte, MaxPacket), Header{}
+	buf, h := make([]byte, BufferSize), Header{}
 	for {
-		n, err := dev.Read(buf, &h, true)
+		p, err := dev.Read(buf, &h, true)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if buf[0]>>4 == 4 && bytes.HasSuffix(buf[:n], []byte("hello")) {
+		if p[0]>>4 == 4 && bytes.HasSuffix(p, []byte("hello")) {
 			break
 		}
 	}

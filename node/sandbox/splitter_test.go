@@ -28,25 +28,25 @@ func packet6(to string, mark byte) []byte {
 func TestSplitter(t *testing.T) {
 	inside, outside := tun.NewMemory("in", 65520), tun.NewMemory("out", 65520)
 	s := &splitter{device: memory{inside}, mtu: 1420, outside: outside}
-	buf, h := make([]byte, tun.MaxPacket), tun.Header{}
+	buf, h := make([]byte, tun.BufferSize), tun.Header{}
 	ours, theirs, v4 := packet6("fd5c:1:2::9", 1), packet6("2a00::8", 2), append([]byte{0x45}, make([]byte, 40)...)
 
 	// Before the network is known, nothing is for it.
 	inside.Inject(ours)
-	if n, err := s.Read(buf, &h, false); n != 0 || err != nil {
-		t.Fatalf("%d, %v", n, err)
+	if p, err := s.Read(buf, &h, false); p != nil || err != nil {
+		t.Fatalf("% x, %v", p, err)
 	}
 	<-outside.Sent()
 	s.Set(network)
 	for _, p := range [][]byte{theirs, v4, {0x60}, ours, theirs} {
 		inside.Inject(p)
 	}
-	n, err := s.Read(buf, &h, true)
-	if err != nil || !bytes.Equal(buf[:n], ours) {
-		t.Fatalf("% x, %v", buf[:n], err)
+	p, err := s.Read(buf, &h, true)
+	if err != nil || !bytes.Equal(p, ours) {
+		t.Fatalf("% x, %v", p, err)
 	}
-	if n, err := s.Read(buf, &h, false); n != 0 || err != nil {
-		t.Fatalf("%d, %v", n, err)
+	if p, err := s.Read(buf, &h, false); p != nil || err != nil {
+		t.Fatalf("% x, %v", p, err)
 	}
 	for _, want := range [][]byte{theirs, v4, {0x60}, theirs} {
 		if got := <-outside.Sent(); !bytes.Equal(got, want) {
@@ -66,8 +66,8 @@ func TestSplitterYields(t *testing.T) {
 	for range 2 * turns {
 		inside.Inject(packet6("2a00::8", 2))
 	}
-	if n, err := s.Read(make([]byte, tun.MaxPacket), new(tun.Header), false); n != 0 || err != nil || len(outside.Sent()) != turns {
-		t.Errorf("%d, %v; %d went outside", n, err, len(outside.Sent()))
+	if p, err := s.Read(make([]byte, tun.BufferSize), new(tun.Header), false); p != nil || err != nil || len(outside.Sent()) != turns {
+		t.Errorf("% x, %v; %d went outside", p, err, len(outside.Sent()))
 	}
 }
 
@@ -95,7 +95,7 @@ func TestSplitterAllocates(t *testing.T) {
 	inside := tun.NewMemory("in", 65520)
 	s := &splitter{device: memory{inside}, mtu: 1420, outside: sink{}}
 	s.Set(network)
-	buf, h := make([]byte, tun.MaxPacket), new(tun.Header)
+	buf, h := make([]byte, tun.BufferSize), new(tun.Header)
 	for range 200 {
 		inside.Inject(packet6("2a00::8", 2))
 	}
