@@ -109,6 +109,7 @@ func (n *Node) prepare() (*membership, error) {
 		return nil, err
 	}
 	m.savedProxies = saved.Proxies
+	m.served = n.newServer(m.engine)
 	return m, nil
 }
 
@@ -169,6 +170,8 @@ func (n *Node) live(ctx context.Context, m *membership) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return m.engine.run(ctx, n.page(), func() { n.reapply(m) }) })
 	group.Go(func() error { return m.proxies.run(ctx) })
+	group.Go(func() error { return m.served.Run(ctx) })
+	group.Go(func() error { return n.republishPorts(ctx, m) })
 	group.Go(func() error { return n.follow(ctx, m) })
 	group.Go(func() error { return n.publish(ctx, m) })
 	group.Go(func() error { return n.keepFresh(ctx, m) })

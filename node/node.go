@@ -31,6 +31,7 @@ import (
 	"github.com/pilot-protocol/pilot/magicdns"
 	"github.com/pilot-protocol/pilot/node/localapi"
 	"github.com/pilot-protocol/pilot/node/recent"
+	"github.com/pilot-protocol/pilot/node/serve"
 	"github.com/pilot-protocol/pilot/platform"
 )
 
@@ -73,9 +74,11 @@ type Node struct {
 	tasks  chan func(context.Context) error // goroutines that Run starts for requests
 	stop   chan struct{}                    // closed once by Down
 	once   sync.Once
-	upLock chan struct{}                           // held while the network is being brought up
-	hosted *hosted                                 // nil: none runs; guarded by upLock
-	served atomic.Pointer[coordinator.Coordinator] // the latest one of hosted, to count what it does as a relay
+	upLock chan struct{} // held while the network is being brought up
+	// serveLock is held while published ports are changed.
+	serveLock chan struct{}
+	hosted    *hosted                                 // nil: none runs; guarded by upLock
+	served    atomic.Pointer[coordinator.Coordinator] // the latest one of hosted, to count what it does as a relay
 
 	mu     sync.Mutex // guards all below
 	saved  savedNode
@@ -89,6 +92,7 @@ type membership struct {
 	book         *book
 	tunnels      []tunnelKey
 	engine       *engine
+	served       *serve.Server
 	proxies      *proxies // nil: there are none
 	savedProxies savedProxies
 	client       atomic.Pointer[api.Client] // another one after a join that brought other addresses
@@ -143,7 +147,7 @@ func New(o Options) (*Node, error) {
 	}
 	n := &Node{
 		opts: o, log: o.Log, recent: kept, now: o.Now, system: o.System, folder: folder{o.StateDir}, unlock: unlock,
-		tasks: make(chan func(context.Context) error), stop: make(chan struct{}), upLock: make(chan struct{}, 1),
+		tasks: make(chan func(context.Context) error), stop: make(chan struct{}), upLock: make(chan struct{}, 1), serveLock: make(chan struct{}, 1),
 	}
 	if err := n.load(); err != nil {
 		return nil, errors.Join(err, unlock())
@@ -220,7 +224,7 @@ func (n *Node) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	server := localapi.NewServer(localapi.ServerOptions{
-		Daemon: n, Trust: n, Checker: n, Proxies: n, Caller: n.opts.Caller, Metrics: n.metrics(), Log: n.log,
+		Daemon: n, Trust: n, Checker: n, Proxies: n, Connector: n, Publisher: n, Caller: n.opts.Caller, Metrics: n.metrics(), Log: n.log,
 		Version: n.opts.Version, Diagnoser: n,
 	})
 	group.Go(func() error { return server.Serve(ctx, listener) })

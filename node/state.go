@@ -19,8 +19,8 @@ import (
 )
 
 // stateVersion is written into each file. A file with a higher one was written by a newer pilot and is left alone; those with
-// lower ones are read. 2: relays, and jurisdictions to avoid. 3: how packets get to programs, proxies, and a pass for relays;
-// without one a node asks for it at once.
+// lower ones are read. 2: relays, and jurisdictions to avoid. 3: how packets get to programs, proxies, published ports, and a pass
+// for relays; without one a node asks for it at once.
 const stateVersion = 3
 
 // The files of a state folder. Secrets are in the .key files only.
@@ -76,6 +76,8 @@ type savedNode struct {
 	// TUN is how packets got to programs last: localapi.TUNKernel or TUNUserspace.
 	TUN     string       `json:"tun,omitempty"`
 	Proxies savedProxies `json:"proxies,omitzero"`
+	// Served are the published ports.
+	Served []savedPort `json:"served,omitempty"`
 }
 
 // answered says up to which serial an agent's requests have got a no.

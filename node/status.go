@@ -58,6 +58,7 @@ func (n *Node) Status(context.Context) (localapi.Status, error) {
 		s.Coordinator.ClockOffset = &seconds
 	}
 	n.statusPeers(&s, m)
+	s.Served = m.served.Status()
 	n.statusProblems(&s, m)
 	return s, nil
 }

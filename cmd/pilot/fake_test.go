@@ -30,6 +30,7 @@ type fakeDaemon struct {
 	trust  []localapi.TrustRequest
 	invite []localapi.InviteRequest
 	pings  int
+	serves []localapi.ServeRequest
 
 	evil    string // put into every text, if set
 	version string // empty: v0.1.0 in the status, and none in the header
@@ -245,8 +246,9 @@ func (d *fakeDaemon) serve(ctx context.Context, socket string) error {
 	}
 	ctx, d.stop = context.WithCancel(ctx)
 	defer d.stop()
-	s := localapi.NewServer(localapi.ServerOptions{Daemon: d, Trust: d, Checker: d, Proxies: d, Caller: func(net.Conn) error { return nil },
-		Log: slog.New(slog.DiscardHandler), Version: d.version, Diagnoser: d, Metrics: http.HandlerFunc(d.metrics)})
+	s := localapi.NewServer(localapi.ServerOptions{Daemon: d, Trust: d, Checker: d, Proxies: d, Connector: d, Publisher: d,
+		Caller: func(net.Conn) error { return nil },
+		Log:    slog.New(slog.DiscardHandler), Version: d.version, Diagnoser: d, Metrics: http.HandlerFunc(d.metrics)})
 	return s.Serve(ctx, l)
 }
 

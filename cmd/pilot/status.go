@@ -81,6 +81,10 @@ func writeStatus(w io.Writer, s localapi.Status, now time.Time) {
 	}
 	writePeers(w, s.Peers, now)
 	writeEgress(w, s.Egress, now)
+	if len(s.Served) > 0 {
+		fmt.Fprintln(w)
+		writeServed(w, s.Served)
+	}
 	writeDrops(w, s.Drops)
 }
 

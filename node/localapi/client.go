@@ -117,13 +117,7 @@ func call[T any](ctx context.Context, c *Client, method, path string, body any) 
 	}
 	resp, err := c.http.Do(req)
 	if err != nil {
-		if own := (*Error)(nil); errors.As(err, &own) { // from dial
-			return answer, own
-		}
-		if ctx.Err() != nil {
-			return answer, &Error{Code: CodeTimeout, Message: "the daemon did not answer in time", Hint: "look at its log: pilot help daemon"}
-		}
-		return answer, &Error{Code: CodeNotRunning, Message: "no pilot daemon answers: " + err.Error(), Hint: "start it with: pilot up"}
+		return answer, noAnswer(ctx, err)
 	}
 	defer resp.Body.Close()
 	if err := c.compare(path, resp.Header.Get(VersionHeader)); err != nil {
@@ -131,19 +125,13 @@ func call[T any](ctx context.Context, c *Client, method, path string, body any) 
 	}
 	raw, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
 	if err != nil {
-		return answer, &Error{Code: CodeNotRunning, Message: "the daemon ended in the middle of its answer", Hint: "start it with: pilot up"}
+		return answer, errCutOff()
 	}
-	if resp.StatusCode >= http.StatusBadRequest {
-		var e errorBody
-		if json.Unmarshal(raw, &e) == nil && e.Error != nil {
-			return answer, e.Error
-		}
-		return answer, &Error{Code: CodeVersionDiffers, Message: "the daemon answered " + resp.Status,
-			Hint: "the daemon may be of another version: run pilot down, then pilot up"}
+	if err := answered(resp, raw); err != nil {
+		return answer, err
 	}
 	if err := json.Unmarshal(raw, &answer); err != nil {
-		return answer, &Error{Code: CodeVersionDiffers, Message: "the daemon's answer can't be read: " + err.Error(),
-			Hint: "the daemon may be of another version: run pilot down, then pilot up"}
+		return answer, &Error{Code: CodeVersionDiffers, Message: "the daemon's answer can't be read: " + err.Error(), Hint: hintVersion}
 	}
 	return answer, nil
 }
@@ -160,4 +148,33 @@ func (c *Client) compare(path, daemon string) error {
 		c.opts.Differs(daemon)
 	}
 	return nil
+}
+
+const hintVersion = "the daemon may be of another version: run pilot down, then pilot up"
+
+// noAnswer says what it means that a request did not get as far as an answer.
+func noAnswer(ctx context.Context, err error) error {
+	if own := (*Error)(nil); errors.As(err, &own) { // from dial
+		return own
+	}
+	if ctx.Err() != nil {
+		return &Error{Code: CodeTimeout, Message: "the daemon did not answer in time", Hint: "look at its log: pilot help daemon"}
+	}
+	return &Error{Code: CodeNotRunning, Message: "no pilot daemon answers: " + err.Error(), Hint: "start it with: pilot up"}
+}
+
+func errCutOff() error {
+	return &Error{Code: CodeNotRunning, Message: "the daemon ended in the middle of its answer", Hint: "start it with: pilot up"}
+}
+
+// answered returns the error in an answer that is one.
+func answered(resp *http.Response, raw []byte) error {
+	if resp.StatusCode < http.StatusBadRequest {
+		return nil
+	}
+	var e errorBody
+	if json.Unmarshal(raw, &e) == nil && e.Error != nil {
+		return e.Error
+	}
+	return &Error{Code: CodeVersionDiffers, Message: "the daemon answered " + resp.Status, Hint: hintVersion}
 }

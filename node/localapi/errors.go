@@ -24,6 +24,7 @@ const (
 	CodeOffline        = "OFFLINE"         // the peer doesn't answer
 	CodeNoRelay        = "NO_RELAY"        // no relay forwards for this node: peers behind NATs may be out of reach
 	CodeTimeout        = "TIMEOUT"         //
+	CodeRefused        = "REFUSED"         // the peer is there, and refuses the connection: nothing listens on the port
 	CodeKeyMismatch    = "KEY_MISMATCH"    // a known name, or the coordinator, shows another key
 	CodeRevoked        = "REVOKED"         // this agent, or the peer, was revoked
 	CodeStateDamaged   = "STATE_DAMAGED"   // a file of the state folder can't be read; it is left as it is
@@ -34,7 +35,7 @@ const (
 	CodeNoNamespace    = "NO_NAMESPACE"    // this user may not make the namespaces of a sandbox
 	CodeUnsupported    = "UNSUPPORTED"     // this system has no such thing
 	CodePermission     = "PERMISSION"      // root, or the group pilot, is needed
-	CodePortTaken      = "PORT_TAKEN"      // the coordinator's port is in use
+	CodePortTaken      = "PORT_TAKEN"      // a port that is to be listened on is in use
 	CodeVersionDiffers = "VERSION_DIFFERS" // CLI and daemon don't understand each other
 	CodeRateLimited    = "RATE_LIMITED"    //
 	CodeCoordinator    = "COORDINATOR"     // the coordinator refused, see the message
@@ -82,7 +83,7 @@ func ExitStatus(code string) int {
 		return ExitNotFound
 	case CodeNameTaken, CodeConflict, CodeInviteExpired, CodeInviteUsed, CodePortTaken:
 		return ExitConflict
-	case CodeUnavailable, CodeOffline, CodeNoRelay, CodeTimeout, CodeRateLimited:
+	case CodeUnavailable, CodeOffline, CodeNoRelay, CodeTimeout, CodeRefused, CodeRateLimited:
 		return ExitUnreachable
 	case CodeKeyMismatch:
 		return ExitKeyMismatch
@@ -105,7 +106,7 @@ func status(code string) int {
 		return http.StatusConflict
 	case CodeRateLimited:
 		return http.StatusTooManyRequests
-	case CodeUnavailable, CodeOffline, CodeNoRelay:
+	case CodeUnavailable, CodeOffline, CodeNoRelay, CodeRefused:
 		return http.StatusServiceUnavailable
 	case CodeTimeout:
 		return http.StatusGatewayTimeout

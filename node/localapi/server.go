@@ -10,6 +10,8 @@ import (
 	"net"
 	"net/http"
 	"time"
+
+	"github.com/pilot-protocol/pilot/node/splice"
 )
 
 // maxRequest bounds a request's body, in bytes.
@@ -40,14 +42,16 @@ type Proxier interface {
 // Caller decides by a connection who is calling. It returns an *Error to refuse.
 type Caller func(net.Conn) error
 
-// ServerOptions are what a Server needs. Daemon, Trust, Checker, Proxies, Caller and Log are required.
+// ServerOptions are what a Server needs. All but Metrics and Diagnoser are required.
 type ServerOptions struct {
-	Daemon  Daemon
-	Trust   TrustLister
-	Checker Checker
-	Proxies Proxier
-	Caller  Caller
-	Metrics http.Handler // optional
+	Daemon    Daemon
+	Trust     TrustLister
+	Checker   Checker
+	Proxies   Proxier
+	Connector Connector
+	Publisher Publisher
+	Caller    Caller
+	Metrics   http.Handler // optional
 	// Diagnoser is optional: without one there is no such path.
 	Diagnoser Diagnoser
 	Version   string // of this program, for clients to compare
@@ -56,13 +60,15 @@ type ServerOptions struct {
 
 // Server answers the local API.
 type Server struct {
-	opts ServerOptions
-	mux  *http.ServeMux
+	opts    ServerOptions
+	mux     *http.ServeMux
+	splicer *splice.Splicer
+	streams *streams
 }
 
 // NewServer returns a server; Serve makes it answer.
 func NewServer(opts ServerOptions) *Server {
-	s := &Server{opts: opts, mux: http.NewServeMux()}
+	s := &Server{opts: opts, mux: http.NewServeMux(), splicer: splice.New(), streams: newStreams()}
 	d := opts.Daemon
 	s.mux.Handle("GET /v1/status", answer(func(r *http.Request) (any, error) { return d.Status(r.Context()) }))
 	s.mux.Handle("POST /v1/up", post(d.Up))
@@ -80,6 +86,11 @@ func NewServer(opts ServerOptions) *Server {
 		s.mux.Handle("GET /v1/diagnosis", answer(func(r *http.Request) (any, error) { return opts.Diagnoser.Diagnose(r.Context()) }))
 	}
 	s.mux.Handle("GET /v1/proxies", answer(func(r *http.Request) (any, error) { return opts.Proxies.Proxies(r.Context()) }))
+	s.mux.HandleFunc("POST /v1/connect", s.connect)
+	s.mux.Handle("GET /v1/serve", answer(func(r *http.Request) (any, error) { return opts.Publisher.ServeList(r.Context()) }))
+	s.mux.Handle("POST /v1/serve", post(func(ctx context.Context, q ServeRequest) (ServeList, error) {
+		return opts.Publisher.Serve(ctx, q)
+	}))
 	if opts.Metrics != nil {
 		s.mux.Handle("GET /metrics", opts.Metrics)
 	}
@@ -91,8 +102,16 @@ func NewServer(opts ServerOptions) *Server {
 
 type connKey struct{}
 
-// Serve answers on l until ctx ends, then lets running requests finish for two seconds. It closes l.
+// CallerConn is the connection that a request came by, for whoever wants to know more of the caller; nil where ctx is none
+// of a request's.
+func CallerConn(ctx context.Context) net.Conn {
+	conn, _ := ctx.Value(connKey{}).(net.Conn)
+	return conn
+}
+
+// Serve answers on l until ctx ends, then lets running requests finish for two seconds. It closes l. It is called once.
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
+	defer s.streams.close()
 	srv := &http.Server{
 		Handler:           s,
 		ReadHeaderTimeout: 10 * time.Second,
@@ -142,8 +161,8 @@ func (s *Server) admit(r *http.Request) error {
 	if r.Host != host {
 		return &Error{Code: CodeForbidden, Message: "the Host of a request must be \"" + host + "\""}
 	}
-	conn, ok := r.Context().Value(connKey{}).(net.Conn)
-	if !ok {
+	conn := CallerConn(r.Context())
+	if conn == nil {
 		return &Error{Code: CodeForbidden, Message: "the caller can't be told"}
 	}
 	return s.opts.Caller(conn)
@@ -165,13 +184,21 @@ func answer(f func(*http.Request) (any, error)) http.Handler {
 func post[Q, A any](f func(context.Context, Q) (A, error)) http.Handler {
 	return answer(func(r *http.Request) (any, error) {
 		var q Q
-		d := json.NewDecoder(r.Body)
-		d.DisallowUnknownFields()
-		if err := d.Decode(&q); err != nil {
-			return nil, &Error{Code: CodeUsage, Message: "the request can't be read: " + err.Error(), Hint: "the CLI may be of another version"}
+		if err := decode(r, &q); err != nil {
+			return nil, err
 		}
 		return f(r.Context(), q)
 	})
+}
+
+// decode reads the body of a request.
+func decode(r *http.Request, q any) error {
+	d := json.NewDecoder(r.Body)
+	d.DisallowUnknownFields()
+	if err := d.Decode(q); err != nil {
+		return &Error{Code: CodeUsage, Message: "the request can't be read: " + err.Error(), Hint: "the CLI may be of another version"}
+	}
+	return nil
 }
 
 func fail(w http.ResponseWriter, err error) {

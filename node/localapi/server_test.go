@@ -23,6 +23,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 type daemon struct {
 	calls []string
 	err   error
+	far   chan *net.TCPConn // ends of connections
 }
 
 func (d *daemon) note(call string) error { d.calls = append(d.calls, call); return d.err }
@@ -67,7 +68,7 @@ func serve(t *testing.T, d *daemon, caller Caller) (socket string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := NewServer(ServerOptions{Daemon: d, Trust: d, Checker: d, Proxies: d, Caller: caller, Log: slog.New(slog.DiscardHandler)})
+	s := NewServer(ServerOptions{Daemon: d, Trust: d, Checker: d, Proxies: d, Connector: d, Publisher: d, Caller: caller, Log: slog.New(slog.DiscardHandler)})
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- s.Serve(ctx, l) }()
@@ -253,9 +254,11 @@ func FuzzRequest(f *testing.F) {
 	f.Add("up", []byte(`{"name":"planner"}`))
 	f.Add("trust", []byte(`{"action":"approve","target":"x","ports":[{"proto":6,"first":1,"last":2}],"accept_key":"agent:x"}`))
 	f.Add("ping", []byte(`{"target":"x","timeout":1}`))
+	f.Add("serve", []byte(`{"action":"publish","protocol":"http","port":80,"target":"unix:/run/x"}`))
+	f.Add("connect", []byte(`{"host":"x","port":22,"protocol":"udp"}`))
 	f.Fuzz(func(t *testing.T, call string, body []byte) {
 		d := &daemon{}
-		s := NewServer(ServerOptions{Daemon: d, Trust: d, Checker: d, Proxies: d, Caller: anybody, Log: slog.New(slog.DiscardHandler)})
+		s := NewServer(ServerOptions{Daemon: d, Trust: d, Checker: d, Proxies: d, Connector: d, Publisher: d, Caller: anybody, Log: slog.New(slog.DiscardHandler)})
 		a, b := net.Pipe()
 		defer a.Close()
 		defer b.Close()

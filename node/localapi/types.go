@@ -17,10 +17,18 @@
 //	GET    /v1/whois?q=…                      → Agent
 //	GET    /v1/diagnosis                      → Diagnosis     latest lines of the log, goroutines
 //	GET    /v1/proxies                        → Proxies
+//	GET    /v1/serve                          → ServeList
+//	POST   /v1/serve           ServeRequest   → ServeList     what the request was about
+//	POST   /v1/connect         ConnectRequest → a stream      see below
 //	GET    /metrics            Prometheus text format
 //
 // Each answer has the header Pilot-Version, with the daemon's version. Within a major version daemon and clients understand
 // each other. Errors have a status of 4xx or 5xx and the body {"error":{"code":…,"message":…,"hint":…,"suggestion":…}}.
+//
+// connect wants the headers "Connection: Upgrade" and "Upgrade: pilot-stream". Once the other agent has accepted it is
+// answered with 101, and from then on the connection carries what is sent to the other agent and what comes from it: for tcp
+// the bytes as they are, each direction closed on its own; for udp datagrams, each with its length in two bytes in front,
+// the higher one first.
 package localapi
 
 import (
@@ -127,6 +135,7 @@ type Status struct {
 	Self        *Self             `json:"self,omitempty"`
 	Coordinator *CoordinatorState `json:"coordinator,omitempty"`
 	Peers       []PeerStatus      `json:"peers"`
+	Served      []Served          `json:"served,omitempty"`   // published ports
 	Pending     int               `json:"pending"`            // trust requests that wait for a decision here
 	Drops       map[string]uint64 `json:"drops,omitempty"`    // packets dropped, by reason
 	Problems    []Problem         `json:"problems,omitempty"` // what keeps the node from working fully
