@@ -59,6 +59,7 @@ func (o *Overlay) controlLoop(ctx context.Context) error {
 	now, tidy := o.now(), never
 	for {
 		next := o.runTimers(now)
+		o.serveFans()
 		tidy = o.tidy(tidy, now)
 		if again := o.runEchoes(now); again != 0 {
 			next = min(next, again)
@@ -100,7 +101,7 @@ func (o *Overlay) tidy(due time.Duration, now moment) time.Duration {
 // runTimers looks at all links that are due or were woken, and returns when the next one is.
 func (o *Overlay) runTimers(now moment) time.Duration {
 	o.mu.Lock()
-	defer o.mu.Unlock()
+	defer o.unlock()
 	for _, l := range o.wakes.take() {
 		o.lookLocked(l, now)
 	}
@@ -220,7 +221,7 @@ func (o *Overlay) keepaliveLocked(l *link, now moment) {
 	s := l.current.Load()
 	owed := time.Duration(l.owed.Load())
 	if s != nil && owed != 0 && now.at-owed >= keepaliveAfter {
-		o.sendMessage(s, s.path.Load(), nil, false, now)
+		o.writeLocked(s, s.path.Load(), nil, false, now)
 	}
 }
 
@@ -391,7 +392,7 @@ func (o *Overlay) adoptLocked(s *session, now moment) {
 	sent := o.sendPingsLocked(l, s, now)
 	sent = o.actLocked(l, now) || sent
 	if s.noise.Initiator() && !waiting && !sent {
-		o.sendMessage(s, s.path.Load(), nil, false, now) // the responder may not send before our first record
+		o.writeLocked(s, s.path.Load(), nil, false, now) // the responder may not send before our first record
 	}
 	o.scheduleLocked(l, now.at)
 }
@@ -444,7 +445,7 @@ func (o *Overlay) downLocked(l *link, reason Reason) {
 // endLocked ends everything that a link has under way, because it may not go on: the peer is told, and so are programs.
 func (o *Overlay) endLocked(l *link, reason Reason, now moment) {
 	if s := l.current.Load(); s != nil {
-		o.sendMessage(s, s.path.Load(), closedMessage(reason), false, now)
+		o.writeLocked(s, s.path.Load(), closedMessage(reason), false, now)
 	}
 	o.downLocked(l, reason)
 	o.abandonLocked(l)
@@ -459,11 +460,11 @@ func (o *Overlay) endLocked(l *link, reason Reason, now moment) {
 func (o *Overlay) farewell() {
 	now := o.now()
 	o.mu.Lock()
-	defer o.mu.Unlock()
+	defer o.unlock()
 	o.control.ended = true
 	for _, r := range o.snap.Load().routes {
 		if s := r.link.current.Load(); s != nil {
-			o.sendMessage(s, s.path.Load(), closedMessage(ReasonClosed), false, now)
+			o.writeLocked(s, s.path.Load(), closedMessage(ReasonClosed), false, now)
 		}
 	}
 }
@@ -471,7 +472,7 @@ func (o *Overlay) farewell() {
 // forgetAll drops all keys after Run.
 func (o *Overlay) forgetAll() {
 	o.mu.Lock()
-	defer o.mu.Unlock()
+	defer o.unlock()
 	for _, r := range o.snap.Load().routes {
 		o.downLocked(r.link, ReasonClosed)
 		o.abandonLocked(r.link)

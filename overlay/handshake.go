@@ -146,7 +146,7 @@ func (s *snapshot) between(network identity.AuthorityPublic, local, remote ident
 // install takes over a session that package noise made.
 func (o *Overlay) install(ns *noise.Session, path underlay.Path, now moment) {
 	o.mu.Lock()
-	defer o.mu.Unlock()
+	defer o.unlock()
 	snap := o.snap.Load()
 	r, ok := snap.find(o.network, ns.Local(), ns.Remote().Agent)
 	// Asked once more under the lock: the State may have changed since admit.
@@ -267,7 +267,7 @@ func (o *Overlay) abandonLocked(l *link) {
 // retryNow sends the first message again at once, with the cookie that the peer under load sent.
 func (o *Overlay) retryNow(id uint32, now moment) {
 	o.mu.Lock()
-	defer o.mu.Unlock()
+	defer o.unlock()
 	if l := o.attemptLocked(id); l != nil {
 		o.tryLocked(l, now)
 	}
@@ -276,7 +276,7 @@ func (o *Overlay) retryNow(id uint32, now moment) {
 // answerFailed notes what was wrong with an answer. The attempt goes on: the next first message may meet better luck.
 func (o *Overlay) answerFailed(id uint32, reason Reason) {
 	o.mu.Lock()
-	defer o.mu.Unlock()
+	defer o.unlock()
 	if l := o.attemptLocked(id); l != nil {
 		l.attempt.reason = reason
 	}

@@ -92,17 +92,51 @@ type message struct {
 	at      time.Duration // when it came
 }
 
-// sendMessage seals a control message and sends it along a path. nil is a keepalive.
-func (o *Overlay) sendMessage(s *session, path *underlay.Path, body []byte, wantsAnswer bool, now moment) {
+// letter is a sealed control message on its way out.
+type letter struct {
+	path   underlay.Path
+	record []byte
+}
+
+// sealMessage seals a control message; false if that can't be. nil is a keepalive.
+func (o *Overlay) sealMessage(s *session, path *underlay.Path, body []byte, wantsAnswer bool, now moment) (letter, bool) {
 	record, err := s.noise.Seal(make([]byte, 0, len(body)+noise.Overhead), noise.FlagControl, body)
 	if err != nil {
 		o.counters.drop(DropSeal)
-		return
-	}
-	if err := o.under.Send(*path, [][]byte{record}); err != nil {
-		o.counters.drop(DropSend)
+		return letter{}, false
 	}
 	s.link.sent(now.at, wantsAnswer, false)
+	return letter{*path, record}, true
+}
+
+func (o *Overlay) post(l letter) {
+	if err := o.under.Send(l.path, [][]byte{l.record}); err != nil {
+		o.counters.drop(DropSend)
+	}
+}
+
+// sendMessage is how the loops send a control message: at once.
+func (o *Overlay) sendMessage(s *session, path *underlay.Path, body []byte, now moment) {
+	if l, ok := o.sealMessage(s, path, body, false, now); ok {
+		o.post(l)
+	}
+}
+
+// writeLocked is how control does it: the message leaves when the lock is released, so that nobody waits for the kernel.
+func (o *Overlay) writeLocked(s *session, path *underlay.Path, body []byte, wantsAnswer bool, now moment) {
+	if l, ok := o.sealMessage(s, path, body, wantsAnswer, now); ok {
+		o.control.letters = append(o.control.letters, l)
+	}
+}
+
+// unlock releases the lock and sends what was written under it.
+func (o *Overlay) unlock() {
+	letters := o.control.letters
+	o.control.letters = nil
+	o.mu.Unlock()
+	for _, l := range letters {
+		o.post(l)
+	}
 }
 
 // receiveMessage is called by the loops: a ping is answered at once, all else is for control.
@@ -113,7 +147,7 @@ func (o *Overlay) receiveMessage(s *session, path *underlay.Path, body []byte, n
 	case body[0] == messagePing && len(body) < 9:
 		return
 	case body[0] == messagePing:
-		o.sendMessage(s, path, pongMessage(body, path), false, now)
+		o.sendMessage(s, path, pongMessage(body, path), now)
 		if sameWay(s.path.Load(), path) {
 			return
 		}
@@ -139,14 +173,14 @@ func (o *Overlay) refuse(s *session, v policy.Verdict, p []byte, info *packet.In
 		return
 	}
 	body := append([]byte{messageRefused, byte(v)}, p[:min(len(p), maxQuote)]...)
-	o.sendMessage(s, s.path.Load(), body, false, now)
+	o.sendMessage(s, s.path.Load(), body, now)
 }
 
 // handleMessage is called by control.
 func (o *Overlay) handleMessage(m message) {
 	now := o.now()
 	o.mu.Lock()
-	defer o.mu.Unlock()
+	defer o.unlock()
 	l := m.session.link
 	if m.session != l.current.Load() && m.session != l.pending && m.session != l.previous {
 		return // it ended meanwhile

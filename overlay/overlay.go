@@ -112,7 +112,7 @@ type Overlay struct {
 	wakes      wakeList
 	used       atomic.Bool // noise.Machine, since control last had it forget
 
-	mu      sync.Mutex // guards control, never taken by the loops
+	mu      sync.Mutex // guards control, never taken by the loops; it is released by unlock
 	control control
 }
 
@@ -124,6 +124,9 @@ type control struct {
 	generation uint64
 	answers    answerer
 	ended      bool
+	letters    []letter  // leave when the lock is released
+	fans       []fanWish // are opened by controlLoop without the lock
+	unfan      bool      // likewise: sockets are to be closed that no link needs
 }
 
 // moment is a reading of the clock: for people and certificates, and as a distance that only grows.

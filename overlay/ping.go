@@ -70,7 +70,7 @@ func (o *Overlay) Ping(ctx context.Context, local identity.AgentPublic, addr net
 	var ids []uint64
 	defer func() {
 		o.mu.Lock()
-		defer o.mu.Unlock()
+		defer o.unlock()
 		for _, id := range ids {
 			delete(o.control.pings, id)
 		}
@@ -98,7 +98,7 @@ func (o *Overlay) Ping(ctx context.Context, local identity.AgentPublic, addr net
 func (o *Overlay) startPing(local identity.AgentPublic, addr netip.Addr, done chan pong) (uint64, error) {
 	now := o.now()
 	o.mu.Lock()
-	defer o.mu.Unlock()
+	defer o.unlock()
 	snap := o.snap.Load()
 	r, ok := snap.routes[addresses(identity.Address(o.network, local), addr)]
 	if !ok {
@@ -123,7 +123,7 @@ func (o *Overlay) startPing(local identity.AgentPublic, addr netip.Addr, done ch
 
 func (o *Overlay) sendPingLocked(s *session, id uint64, p *ping, now moment) {
 	p.sent = now.at
-	o.sendMessage(s, s.path.Load(), pingMessage(id), true, now)
+	o.writeLocked(s, s.path.Load(), pingMessage(id), true, now)
 	l := s.link
 	l.paths.Used(now.at) // who pings wants to know the way that a packet would take
 	o.scheduleLocked(l, now.at)

@@ -135,32 +135,31 @@ func (o *Overlay) waysLocked(l *link) (ways []underlay.Path) {
 // actLocked does what the link's paths want done now, and reports whether something went along the path in use.
 func (o *Overlay) actLocked(l *link, now moment) (sent bool) {
 	l.paths.Used(time.Duration(l.lastData.Load()))
-	for again := true; again; {
-		again = false
-		for _, a := range l.paths.Act(now.at, nil) {
-			s := l.current.Load()
-			switch {
-			case a.Kind == paths.Unfan:
-				o.unfanLocked()
-			case s == nil:
-			case a.Kind == paths.Use:
-				o.useLocked(l, a.Path, now)
-			case a.Kind == paths.Ping:
-				o.sendMessage(s, &a.Path, pingMessage(a.ID), a.InUse, now)
-				sent = sent || a.InUse
-			case a.Kind == paths.Tell:
-				o.sendMessage(s, s.path.Load(), o.snap.Load().candidatesMessage(), false, now)
-				sent = true
-			case a.Kind == paths.Call:
-				if !l.attempt.active && now.at >= l.attempt.next && !o.offlineLocked(l) {
-					o.beginLocked(l, now)
-				}
-			case a.Kind == paths.Fan:
-				again = o.fanLocked(l, a)
-			case a.Kind == paths.Punch:
-				if at, ok := o.snap.Load().public(); ok {
-					o.sendMessage(s, s.path.Load(), punchMessage(at), false, now)
-				}
+	for _, a := range l.paths.Act(now.at, nil) {
+		s := l.current.Load()
+		switch {
+		case a.Kind == paths.Unfan:
+			o.control.unfan = true
+			o.wakes.signal()
+		case s == nil:
+		case a.Kind == paths.Use:
+			o.useLocked(l, a.Path, now)
+		case a.Kind == paths.Ping:
+			o.writeLocked(s, &a.Path, pingMessage(a.ID), a.InUse, now)
+			sent = sent || a.InUse
+		case a.Kind == paths.Tell:
+			o.writeLocked(s, s.path.Load(), o.snap.Load().candidatesMessage(), false, now)
+			sent = true
+		case a.Kind == paths.Call:
+			if !l.attempt.active && now.at >= l.attempt.next && !o.offlineLocked(l) {
+				o.beginLocked(l, now)
+			}
+		case a.Kind == paths.Fan:
+			o.control.fans = append(o.control.fans, fanWish{l, a})
+			o.wakes.signal()
+		case a.Kind == paths.Punch:
+			if at, ok := o.snap.Load().public(); ok {
+				o.writeLocked(s, s.path.Load(), punchMessage(at), false, now)
 			}
 		}
 	}
@@ -197,33 +196,69 @@ func (o *Overlay) useLocked(l *link, p underlay.Path, now moment) {
 	}
 }
 
-// fanLocked opens sockets to punch with, and reports whether there are any.
-func (o *Overlay) fanLocked(l *link, a paths.Action) bool {
-	fans := 0
-	for _, r := range o.snap.Load().routes {
-		if r.link != l && r.link.paths.Fanning() {
-			fans++
-		}
-	}
-	if fans >= maxFans {
-		return false
-	}
-	fan, err := o.under.Fan(a.Path.Remote, a.N)
-	if err != nil {
-		o.log.Debug("cannot open sockets for hole punching", "agent", l.remote, "error", err)
-		return false
-	}
-	l.paths.Fanned(fan)
-	return true
+// fanWish is sockets that a link wants.
+type fanWish struct {
+	link   *link
+	action paths.Action
 }
 
-// unfanLocked closes the sockets that no link needs any more.
-func (o *Overlay) unfanLocked() {
-	var keep []underlay.Path
-	for _, r := range o.snap.Load().routes {
-		keep = append(keep, r.link.paths.Sockets()...)
+// serveFans opens and closes sockets to punch with. It is only called by controlLoop, so one thing is done after the other; the
+// lock is not held meanwhile, since there are hundreds of sockets.
+func (o *Overlay) serveFans() {
+	for {
+		wish, unfan, ok := o.nextFan()
+		switch {
+		case !ok:
+			return
+		case unfan != nil:
+			o.under.Unfan(*unfan)
+			continue
+		}
+		fan, err := o.under.Fan(wish.action.Path.Remote, wish.action.N)
+		if err != nil {
+			o.log.Debug("cannot open sockets for hole punching", "agent", wish.link.remote, "error", err)
+			continue
+		}
+		o.fanned(wish.link, fan)
 	}
-	o.under.Unfan(keep)
+}
+
+// nextFan returns what is to be done next: a link's wish, or which sockets to keep; false if that is nothing.
+func (o *Overlay) nextFan() (wish fanWish, keep *[]underlay.Path, ok bool) {
+	o.mu.Lock()
+	defer o.unlock()
+	if o.control.unfan {
+		o.control.unfan = false
+		keep = new([]underlay.Path)
+		for _, r := range o.snap.Load().routes {
+			*keep = append(*keep, r.link.paths.Sockets()...)
+		}
+		return wish, keep, true
+	}
+	for len(o.control.fans) > 0 {
+		wish, o.control.fans = o.control.fans[0], o.control.fans[1:]
+		fans := 0
+		for _, r := range o.snap.Load().routes {
+			if r.link != wish.link && r.link.paths.Fanning() {
+				fans++
+			}
+		}
+		if fans < maxFans && wish.link.current.Load() != nil {
+			return wish, nil, true
+		}
+	}
+	o.control.fans = nil
+	return wish, nil, false
+}
+
+// fanned gives a link the sockets that it wished for. If it does not want them any more they are closed.
+func (o *Overlay) fanned(l *link, fan []underlay.Path) {
+	now := o.now()
+	o.mu.Lock()
+	defer o.unlock()
+	l.paths.Fanned(fan)
+	o.control.unfan = o.control.unfan || !l.paths.Fanning()
+	o.actLocked(l, now)
 }
 
 // toldLocked takes a candidates message.

@@ -14,6 +14,7 @@ import (
 	"github.com/pilot-protocol/pilot/overlay/paths"
 	"github.com/pilot-protocol/pilot/overlay/paths/simnet"
 	"github.com/pilot-protocol/pilot/policy"
+	"github.com/pilot-protocol/pilot/underlay"
 )
 
 // site is a node somewhere on a simulated internet.
@@ -262,6 +263,44 @@ func TestFaultsHealInSeconds(t *testing.T) {
 			})
 		})
 	}
+}
+
+// asking is an underlay that wants to know how things stand whenever hundreds of sockets are opened or closed: it would wait
+// for itself if control held its lock meanwhile.
+type asking struct {
+	*simnet.Host
+	o     *Overlay
+	asked atomic.Int32
+}
+
+func (a *asking) Fan(remote netip.AddrPort, n int) ([]underlay.Path, error) {
+	a.o.Status()
+	a.asked.Add(1)
+	return a.Host.Fan(remote, n)
+}
+
+func (a *asking) Unfan(keep []underlay.Path) {
+	a.o.Status()
+	a.asked.Add(1)
+	a.Host.Unfan(keep)
+}
+
+func TestSocketsArePunchedWithWithoutTheLock(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		n := simnet.New(trip)
+		n.Relay(1, 4*trip)
+		hard, easy := w.site(n, somePlaces()[3], 1, 1), w.site(n, somePlaces()[1], 2, 1)
+		under := &asking{Host: hard.host, o: hard.o}
+		hard.o.under = under
+		defer connect(hard, easy)()
+		converse(hard, easy, 3*time.Minute, 50*time.Millisecond)
+		if p := hard.status(); p.Path.Relay != 0 || p.Path.Socket == 0 {
+			t.Errorf("%+v %+v", p.Path, p.Paths)
+		}
+		if under.asked.Load() < 2 || hard.host.Sockets() != 1 {
+			t.Errorf("asked %d times, %d sockets are open", under.asked.Load(), hard.host.Sockets())
+		}
+	})
 }
 
 // A peer that is not at a relay any more is sought at another as soon as the relay says so, and not after the next ping.

@@ -146,7 +146,7 @@ func (s *snapshot) admitted(r route, serial uint64, now moment) Reason {
 func (o *Overlay) Set(st State) error {
 	now := o.now()
 	o.mu.Lock()
-	defer o.mu.Unlock()
+	defer o.unlock()
 	old := o.snap.Load()
 	next, err := o.compile(st, old, o.control.generation+1)
 	if err != nil {
@@ -199,7 +199,7 @@ func peerChanged(a, b *Peer) bool {
 func (o *Overlay) Call(local, agent identity.AgentPublic, candidates []netip.AddrPort, relays []uint32) {
 	now := o.now()
 	o.mu.Lock()
-	defer o.mu.Unlock()
+	defer o.unlock()
 	r, ok := o.snap.Load().routes[addresses(identity.Address(o.network, local), identity.Address(o.network, agent))]
 	if !ok || o.control.ended || !r.rules.Trusted(r.link.addr, now.wall) {
 		return
@@ -228,7 +228,7 @@ func (o *Overlay) Call(local, agent identity.AgentPublic, candidates []netip.Add
 func (o *Overlay) Gone(p underlay.Path) {
 	now := o.now()
 	o.mu.Lock()
-	defer o.mu.Unlock()
+	defer o.unlock()
 	for _, r := range o.snap.Load().routes {
 		if l := r.link; l.addr == p.Remote.Addr() && l.current.Load() != nil {
 			l.paths.Gone(now.at, p)
@@ -242,7 +242,7 @@ func (o *Overlay) Gone(p underlay.Path) {
 func (o *Overlay) Refresh() {
 	now := o.now()
 	o.mu.Lock()
-	defer o.mu.Unlock()
+	defer o.unlock()
 	for _, r := range o.snap.Load().routes {
 		l := r.link
 		if l.current.Load() != nil {

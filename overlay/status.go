@@ -143,7 +143,7 @@ func (o *Overlay) Status() Status {
 		}
 	}
 	o.mu.Lock()
-	defer o.mu.Unlock()
+	defer o.unlock()
 	for _, r := range o.snap.Load().routes {
 		st.Peers = append(st.Peers, o.peerStatusLocked(r, now))
 	}

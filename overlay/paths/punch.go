@@ -103,9 +103,9 @@ func (s *Set) drill(now time.Duration, todo []Action) []Action {
 	return todo
 }
 
-// Fanned gives the sockets that Fan asked for.
+// Fanned gives the sockets that Fan asked for. They are not taken if what they are for is over: Fanning tells.
 func (s *Set) Fanned(fan []underlay.Path) {
-	if s.punch.until != 0 && !s.punch.asked {
+	if s.punch.until != 0 && !s.punch.asked && len(fan) > 0 && fan[0].Remote == s.punch.target {
 		s.punch.fan = fan
 	}
 }
