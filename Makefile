@@ -19,11 +19,12 @@ ROOT    := $(shell [ "$$(id -u)" = 0 ] && echo yes)
 
 export CGO_ENABLED = 0
 
-PACKAGING = $(GO) run ./packaging -nfpm $(BIN)/nfpm-v2.45.2 -sbom $(BIN)/cyclonedx-gomod-v1.10.0
+PACKAGING = $(GO) run ./packaging -nfpm $(BIN)/nfpm-v2.45.2 -sbom $(BIN)/cyclonedx-gomod-v1.10.0 \
+	$(if $(WINTUN),-wintun '$(abspath $(WINTUN))') $(if $(WINTUN_CA),-wintun-ca '$(abspath $(WINTUN_CA))')
 # What "make packages" and "make reproducible" build for.
 PACKAGE_SYSTEMS ?= linux/amd64,linux/arm64,darwin/amd64,darwin/arm64,windows/amd64,windows/arm64
 
-.PHONY: build demo test unit-test lab-test programs bench integrity matrix idle packages packages-test reproducible lint format vet cross fuzz lab clean help
+.PHONY: build demo test unit-test lab-test programs bench integrity matrix idle packages packages-test reproducible release windows-test lint format vet cross fuzz lab clean help
 
 ## build: the binary, ./pilot (the default); its version is the tag or the commit that git knows
 build:
@@ -112,23 +113,43 @@ fuzz:
 	[ -s "$$list" ] || exit 1; \
 	xargs -P $(FUZZJOBS) -L 1 sh -c 'out=$$($(GO) test -run "^$$" -fuzz "^$$1\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 20x -parallel 1 "$$0" 2>&1) && echo "ok   $$0 $$1" && exit; case $$out in *"Failing input"*|*panic*|*hung*) ;; *"context deadline exceeded"*) echo "ok   $$0 $$1 (the time ended within a run)"; exit ;; esac; echo "FAIL $$0 $$1"; echo "$$out"; exit 255' < "$$list"
 
-## packages: all that a release consists of, in dist: .deb, .rpm, .apk, archives, SBOMs, SHA256SUMS
+## packages: all that a release consists of, in dist: .deb, .rpm, .apk, .msi (with WINTUN=FILE), archives, SBOMs, SHA256SUMS
 packages: $(BIN)/nfpm-v2.45.2 $(BIN)/cyclonedx-gomod-v1.10.0
 	$(PACKAGING) -systems $(PACKAGE_SYSTEMS) -out dist
 
 # Another folder, umask and time zone: what differs between two machines.
-## reproducible: make the packages again, from a clone elsewhere, and compare (PACKAGE_SYSTEMS=linux/amd64 for less)
-reproducible: packages
+define again
 	@set -e; clone=$$(mktemp -d); trap 'rm -rf "$$clone"' EXIT; \
 	umask 077; git clone -q . "$$clone/elsewhere"; cd "$$clone/elsewhere"; \
 	TZ=Pacific/Auckland $(PACKAGING) -systems $(PACKAGE_SYSTEMS) -out "$$clone/out" >/dev/null; \
 	diff $(CURDIR)/dist/SHA256SUMS "$$clone/out/SHA256SUMS"; echo "the same, twice"
+endef
+
+## reproducible: make the packages again, from a clone elsewhere, and compare (PACKAGE_SYSTEMS=linux/amd64 for less)
+reproducible: packages
+	$(again)
+
+## release: make the packages of a tag, make them again and compare, sign them (WINTUN=FILE; SIGN_EXE=COMMAND … in the environment)
+release: $(BIN)/nfpm-v2.45.2 $(BIN)/cyclonedx-gomod-v1.10.0
+	$(PACKAGING) -release $(if $(UNTAGGED),-untagged) -systems $(PACKAGE_SYSTEMS) -out dist
+	$(again)
+	@if [ -n "$$SIGN_EXE$$SIGN_MSI$$SIGN_DEB$$SIGN_RPM$$SIGN_SUMS" ]; then \
+		$(PACKAGING) -sign -systems $(PACKAGE_SYSTEMS) -out dist; else echo "not signed: no SIGN_… says how"; fi
+	@cd dist && sha256sum --quiet --check SHA256SUMS && ls -l --time-style=long-iso | awk '$$1 ~ /^-/ {printf "%6.1f MB  %s\n", $$5 / 1e6, $$8}'
 
 ## packages-test: install, upgrade, reboot, remove and purge the .deb in a booted Debian; the same for the .rpm without systemd (root)
 packages-test: $(BIN)/nfpm-v2.45.2 $(BIN)/cyclonedx-gomod-v1.10.0
 	$(PACKAGING) -systems linux/amd64 -version v1.0.0 -out dist/test/1
 	$(PACKAGING) -systems linux/amd64 -version v1.0.1 -out dist/test/2
 	packaging/test dist/test/1 dist/test/2
+
+# Test installers hold no Wintun, and say so.
+## windows-test: install, upgrade, remove and purge the .msi in Wine, in a Debian of its own (root; downloads 120 MB)
+windows-test: $(BIN)/nfpm-v2.45.2 $(BIN)/cyclonedx-gomod-v1.10.0
+	@mkdir -p dist/no-wintun/amd64 && echo "no Wintun" >dist/no-wintun/amd64/wintun.dll
+	$(PACKAGING) -systems windows/amd64 -version v1.0.0 -wintun-stand-in dist/no-wintun -out dist/test/1
+	$(PACKAGING) -systems windows/amd64 -version v1.0.1 -wintun-stand-in dist/no-wintun -out dist/test/2
+	packaging/windows-test dist/test/1 dist/test/2
 
 $(BIN)/nfpm-v2.45.2:
 	@mkdir -p $(BIN)

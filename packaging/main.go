@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Command packaging makes what a release consists of: packages for Linux, archives for Linux and macOS, what the
-// installers for Windows are made from, a list of what is inside each program, and the hashes of it all.
+// Command packaging makes what a release consists of: packages for Linux, installers for Windows, archives for all systems,
+// a list of what is inside each program, and the hashes of it all.
 //
 // The same commit gives the same bytes, whenever and wherever it is built with the same Go: times come from the commit,
 // owners and permissions from here, and nothing of the machine's reaches a file.
@@ -10,6 +10,7 @@ package main
 import (
 	"context"
 	"crypto/sha256"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -29,6 +30,7 @@ type release struct {
 	systems    []system
 	version    version
 	time       time.Time // of the commit
+	wintun     wintun
 }
 
 type system struct{ os, arch string }
@@ -52,9 +54,19 @@ func run(ctx context.Context, args []string) error {
 	flags.StringVar(&r.nfpm, "nfpm", "nfpm", "the program nfpm")
 	flags.StringVar(&r.sbom, "sbom", "cyclonedx-gomod", "the program cyclonedx-gomod")
 	systems := flags.String("systems", "linux/amd64,linux/arm64,darwin/amd64,darwin/arm64,windows/amd64,windows/arm64", "what to build for")
+	r.wintun = wintun{sum: wintunSum, signer: wintunSigner}
+	flags.StringVar(&r.wintun.archive, "wintun", "", "the `file` wintun-"+wintunVersion+".zip; without it there are no installers for Windows")
+	flags.StringVar(&r.wintun.ca, "wintun-ca", "", "a `file` with the certificates that Wintun's signature is checked against, instead of the system's")
+	flags.StringVar(&r.wintun.standIn, "wintun-stand-in", "", "a `folder` with ARCH/wintun.dll that is no Wintun: for installers that are tests and say so")
+	final := flags.Bool("release", false, "refuse what is no release: a commit without a tag, files that no commit has, no Wintun")
+	untagged := flags.Bool("untagged", false, "with -release, take a commit without a tag")
+	sign := flags.Bool("sign", false, "build nothing, and sign what is in the folder, by the commands in SIGN_EXE, SIGN_MSI, SIGN_DEB, SIGN_RPM, SIGN_SUMS")
 	described := flags.String("version", "", "instead of what git describes, for a second package to upgrade to")
 	if err := flags.Parse(args); err != nil {
 		return err
+	}
+	if r.wintun.archive != "" && r.wintun.standIn != "" {
+		return errors.New("-wintun and -wintun-stand-in exclude each other")
 	}
 	for s := range strings.SplitSeq(*systems, ",") {
 		goos, arch, ok := strings.Cut(s, "/")
@@ -80,7 +92,37 @@ func run(ctx context.Context, args []string) error {
 	if r.version, err = parseVersion(*described); err != nil {
 		return err
 	}
+	if *final {
+		if err := r.releasable(ctx, *untagged); err != nil {
+			return err
+		}
+	}
+	if *sign {
+		return r.sign(ctx, hooks(os.Getenv))
+	}
 	return r.make(ctx)
+}
+
+// releasable says why this is no release. That all files are those of the commit, describe has seen to, but for those that
+// git doesn't know, and that the compiler would take.
+func (r release) releasable(ctx context.Context, untagged bool) error {
+	unknown, err := output(ctx, "git", "status", "--porcelain")
+	switch {
+	case err != nil:
+		return err
+	case unknown != "":
+		return fmt.Errorf("there are files that no commit has: commit or remove them first\n%s", unknown)
+	case r.version.after != "" && !untagged:
+		return fmt.Errorf("commit %s has no tag: git tag v1.2.3, or make release UNTAGGED=yes", r.version.commit)
+	case r.wintun.standIn != "":
+		return errors.New("-wintun-stand-in is for tests")
+	}
+	for _, s := range r.systems {
+		if s.os == "windows" && r.wintun.archive == "" {
+			return r.wintun.missing()
+		}
+	}
+	return nil
 }
 
 // make fills the folder.
@@ -109,10 +151,14 @@ func (r release) make(ctx context.Context) error {
 				}
 			}
 		}
-		if s.os != "windows" {
-			if err := r.archive(s, docs); err != nil {
+		if s.os == "windows" {
+			if err := r.windows(ctx, s); err != nil {
 				return err
 			}
+			continue
+		}
+		if err := r.archive(s, docs); err != nil {
+			return err
 		}
 	}
 	return r.sum()
@@ -136,6 +182,7 @@ func (r release) file(s system, suffix string) string {
 const (
 	maxBinary = 35_000_000
 	maxDeb    = 14_000_000
+	maxMSI    = 18_000_000
 )
 
 func (r release) build(ctx context.Context, s system, path string) error {
@@ -189,6 +236,7 @@ func (r release) pack(ctx context.Context, s system, format, docs string) error 
 		"SCRIPTS": scripts,
 		"ARCH":    s.arch, "VERSION": version, "RELEASE": rel, "MTIME": r.time.Format(time.RFC3339),
 		"MAINTAINER": maintainer, "BINARY": r.binary(s), "DOCS": docs, "ZSH": zsh,
+		"APK_KEY": strconv.Quote(os.Getenv("APK_KEY")), "APK_KEY_NAME": strconv.Quote(os.Getenv("APK_KEY_NAME")),
 	}
 	text, err := os.ReadFile("packaging/nfpm.yaml")
 	if err != nil {

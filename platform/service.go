@@ -20,8 +20,8 @@ type Service interface {
 	Running() bool
 	// Log says where a person finds what the service had to say.
 	Log() string
-	// Host is what a process has to go through that the service manager started and wants to talk to; nil in any other
-	// process, and where the manager wants no such thing.
+	// Host is what a process has to go through that the service manager started and wants to talk to; nil where the manager
+	// wants no such thing. In a process that it did not start, Run fails.
 	Host() ServiceHost
 }
 

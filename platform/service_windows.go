@@ -124,12 +124,9 @@ func (windowsService) Log() string {
 	return filepath.Join(DefaultStateDir(), serviceLogName) + ", and the event log"
 }
 
-func (windowsService) Host() ServiceHost {
-	if inside, err := svc.IsWindowsService(); err != nil || !inside {
-		return nil
-	}
-	return windowsHost{}
-}
+// Host implements Service. That the manager started the process is known from its command line, as the installer has it:
+// to guess it from the parent process, as svc.IsWindowsService does, takes a session 0 for granted.
+func (windowsService) Host() ServiceHost { return windowsHost{} }
 
 const serviceLogName = "pilot.log"
 
@@ -223,6 +220,14 @@ func statusOf(s serviceState, progress uint32) svc.Status {
 		return svc.Status{State: svc.Stopped}
 	}
 }
+
+// restartDelays are what the manager waits for before it starts a service again that has failed for the first, second and
+// each further time; after restartForget without a failure it counts anew.
+func restartDelays() []time.Duration {
+	return []time.Duration{2 * time.Second, 5 * time.Second, 30 * time.Second}
+}
+
+const restartForget = time.Hour
 
 // Recover implements ServiceHost. The service says this itself, at each start, so that it holds however it was installed.
 func (windowsHost) Recover() error {

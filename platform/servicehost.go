@@ -47,14 +47,6 @@ const (
 	servicePoll = 100 * time.Millisecond
 )
 
-// restartDelays are what the manager waits for before it starts a service again that has failed for the first, second and
-// each further time; after restartForget without a failure it counts anew.
-func restartDelays() []time.Duration {
-	return []time.Duration{2 * time.Second, 5 * time.Second, 30 * time.Second}
-}
-
-const restartForget = time.Hour
-
 // hostService runs a daemon under a manager: it reports each state and, while that is one on the way, that there is
 // progress, with a number that grows; and it ends the daemon when the manager wants that. It returns the daemon's error,
 // and reports no stop: the manager is told by who called, together with the error.

@@ -15,7 +15,6 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/pilot-protocol/pilot/node/localapi"
-	"github.com/pilot-protocol/pilot/platform"
 )
 
 func (p *program) daemonCommand() *cli.Command {
@@ -24,6 +23,7 @@ func (p *program) daemonCommand() *cli.Command {
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "log-level", Value: "info", Usage: "the least `LEVEL` to log: debug, info, warn, error"},
 			&cli.StringFlag{Name: "log-format", Value: "json", Usage: "`FORMAT` of the log: json or text"},
+			&cli.BoolFlag{Name: "service", Usage: "be the service of Windows' service manager, which started this process"},
 		},
 		Description: manual{
 			about: `What the system service and "pilot up" run. It serves the local API on the state folder's socket and brings the stored
@@ -52,8 +52,8 @@ func (p *program) daemon(c *cli.Context) error {
 			return err
 		}
 	}
-	if host := p.sys.Service().Host(); host != nil {
-		return p.daemonInService(c, dir, host)
+	if c.Bool("service") {
+		return p.daemonInService(c, dir)
 	}
 	log, err := newLog(p.stderr, c.String("log-level"), c.String("log-format"))
 	if err != nil {
@@ -66,7 +66,11 @@ func (p *program) daemon(c *cli.Context) error {
 }
 
 // daemonInService is daemon under a manager that wants to be talked to, and shows its standard error to nobody.
-func (p *program) daemonInService(c *cli.Context, dir string, host platform.ServiceHost) error {
+func (p *program) daemonInService(c *cli.Context, dir string) error {
+	host := p.sys.Service().Host()
+	if host == nil {
+		return usage("--service: the service manager of this system needs no such thing")
+	}
 	file, events, err := host.OpenLog()
 	if err != nil {
 		return err

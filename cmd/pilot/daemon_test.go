@@ -75,7 +75,7 @@ func TestDaemonInAServiceThatIsTalkedTo(t *testing.T) {
 	events := &strings.Builder{}
 	h := &fakeHost{events: slog.NewTextHandler(events, &slog.HandlerOptions{Level: slog.LevelWarn}), recover: errors.New("it may not")}
 	r.sys.service = fakeService{installed: true, host: h}
-	if status := r.pilot("daemon"); status != localapi.ExitOK {
+	if status := r.pilot("daemon", "--service"); status != localapi.ExitOK {
 		t.Errorf("exit status %d: %s", status, r.err.String())
 	}
 	if want := []string{"ready", "ended: <nil>"}; !slices.Equal(h.heard, want) {
@@ -91,6 +91,13 @@ func TestDaemonInAServiceThatIsTalkedTo(t *testing.T) {
 	}
 }
 
+func TestDaemonInNoServiceOfThatKind(t *testing.T) {
+	r := newRunning(t, nil)
+	if status := r.pilot("daemon", "--service"); status != localapi.ExitUsage {
+		t.Errorf("exit status %d: %s", status, r.err.String())
+	}
+}
+
 func TestDaemonInAServiceSaysWhyItEnded(t *testing.T) {
 	r := newRunning(t, nil)
 	withNode(r, func(context.Context) error {
@@ -100,7 +107,7 @@ func TestDaemonInAServiceSaysWhyItEnded(t *testing.T) {
 	h := &fakeHost{events: slog.NewTextHandler(events, nil)}
 	r.sys.service = fakeService{installed: true, host: h}
 	want := localapi.ExitStatus(localapi.CodeStateLocked)
-	if status := r.pilot("daemon"); status != want {
+	if status := r.pilot("daemon", "--service"); status != want {
 		t.Errorf("exit status %d, expected %d", status, want)
 	}
 	if h.heard[len(h.heard)-1] != fmt.Sprintf("ended: exit status %d", want) {

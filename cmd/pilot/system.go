@@ -53,7 +53,7 @@ type service interface {
 	Running() bool
 	// Log says where its log is, for people.
 	Log() string
-	// Host is nil unless this process is the service, under a manager that wants to be talked to.
+	// Host is nil unless the system's manager wants to be talked to by the service's process.
 	Host() platform.ServiceHost
 }
 
