@@ -157,6 +157,9 @@ func New(o Options) (*Node, error) {
 
 // load reads what an earlier run saved.
 func (n *Node) load() error {
+	if err := n.folder.migrateAll(); err != nil {
+		return err
+	}
 	if _, err := n.folder.read(nodeFile, &n.saved); err != nil {
 		return err
 	}

@@ -3,7 +3,6 @@
 package node
 
 import (
-	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -19,8 +18,9 @@ import (
 )
 
 // stateVersion is written into each file. A file with a higher one was written by a newer pilot and is left alone; those with
-// lower ones are read. 2: relays, and jurisdictions to avoid. 3: how packets get to programs, proxies, published ports, and a pass
-// for relays; without one a node asks for it at once.
+// lower ones are brought to this one at the start, by the steps in migrate.go; each version has its files in testdata.
+// 2: relays, and jurisdictions to avoid. 3: how packets get to programs, proxies, published ports, and a pass for relays; without
+// one a node asks for it at once.
 const stateVersion = 3
 
 // The files of a state folder. Secrets are in the .key files only.
@@ -89,7 +89,8 @@ type answered struct {
 // member reports whether the node belongs to a network.
 func (s savedNode) member() bool { return !s.Authority.IsZero() && len(s.Certificate) > 0 }
 
-// read decodes a file into v. found is false if there is none; every other trouble is an error that leaves the file.
+// read decodes a file of this version into v. found is false if there is none; every other trouble is an error that leaves
+// the file.
 func (f folder) read(name string, v any) (found bool, err error) {
 	path := filepath.Join(f.dir, name)
 	raw, err := os.ReadFile(path)
@@ -97,35 +98,34 @@ func (f folder) read(name string, v any) (found bool, err error) {
 		return false, nil
 	}
 	if err != nil {
-		return false, &localapi.Error{Code: localapi.CodePermission, Message: fmt.Sprintf("can't read %s: %v", path, err), Hint: "run as root"}
+		return false, unreadable(path, err)
 	}
-	var head struct {
-		Version int `json:"version"`
-	}
-	if err := json.Unmarshal(raw, &head); err != nil {
+	if raw, err = migrate(name, raw); err != nil { // which has nothing to do since the start, unless somebody put an older file there
 		return false, damaged(path, err)
 	}
-	if head.Version > stateVersion {
-		return false, &localapi.Error{
-			Code:    localapi.CodeStateVersion,
-			Message: fmt.Sprintf("%s has version %d; this pilot knows up to %d", path, head.Version, stateVersion),
-			Hint:    "install the newer pilot again",
-		}
-	}
-	d := json.NewDecoder(bytes.NewReader(raw))
-	d.DisallowUnknownFields()
-	if err := d.Decode(v); err != nil {
+	if err := strict(raw, v); err != nil {
 		return false, damaged(path, err)
 	}
 	return true, nil
 }
 
+func unreadable(path string, err error) error {
+	return &localapi.Error{Code: localapi.CodePermission, Message: fmt.Sprintf("can't read %s: %v", path, err), Hint: "run as root"}
+}
+
 func damaged(path string, err error) error {
+	if errors.Is(err, errTooNew) {
+		return &localapi.Error{Code: localapi.CodeStateVersion, Message: path + ": " + err.Error(), Hint: "install the newer pilot again"}
+	}
 	return &localapi.Error{
 		Code:    localapi.CodeStateDamaged,
 		Message: fmt.Sprintf("%s is damaged and was left as it is: %v", path, err),
 		Hint:    "restore it from a backup; or move it away, and join again with a new invite",
 	}
+}
+
+func unwritten(err error) error {
+	return &localapi.Error{Code: localapi.CodeInternal, Message: "can't write the state: " + err.Error(), Hint: "is the disk full?"}
 }
 
 func (f folder) write(name string, v any) error {
@@ -134,7 +134,7 @@ func (f folder) write(name string, v any) error {
 		return err
 	}
 	if err := platform.WriteFileAtomic(filepath.Join(f.dir, name), append(raw, '\n'), 0o600); err != nil {
-		return &localapi.Error{Code: localapi.CodeInternal, Message: "can't write the state: " + err.Error(), Hint: "is the disk full?"}
+		return unwritten(err)
 	}
 	return nil
 }
