@@ -14,7 +14,7 @@ import (
 // packages names the Debian package of each program that labs run.
 func packages() map[string]string {
 	return map[string]string{
-		"bash": "bash", "ip": "iproute2", "ss": "iproute2", "mount": "mount", "hostname": "hostname",
+		"bash": "bash", "git": "git", "ip": "iproute2", "ss": "iproute2", "mount": "mount", "hostname": "hostname",
 		"nsenter": "util-linux", "setpriv": "util-linux", "sysctl": "procps", "ps": "procps", "curl": "curl", "python3": "python3",
 		"ping": "iputils-ping", "iperf3": "iperf3", "dig": "dnsutils", "tcpdump": "tcpdump",
 		"nft": "nftables", "conntrack": "conntrack",

@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package lab
+
+import (
+	"context"
+	"encoding/json"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/pilot-protocol/pilot/node/localapi"
+)
+
+// pilotAs runs a user's pilot with --json and decodes its answer.
+func pilotAs[T any](ctx context.Context, t *testing.T, u *user, args ...string) T {
+	t.Helper()
+	var answer T
+	out := u.Must(ctx, u.as(append([]string{u.pilot, "--json"}, args...)...)...)
+	if err := json.Unmarshal([]byte(out), &answer); err != nil {
+		t.Fatalf("%s: %v in %s", u.Name(), err, out)
+	}
+	return answer
+}
+
+// sh runs a line of a shell as the user, with the variables of pilot env.
+func (u *user) sh(ctx context.Context, line string) Result {
+	return u.Run(ctx, u.as("sh", "-c", `eval "$(`+u.pilot+` env)"; `+line)...)
+}
+
+// urllibScript fetches with nothing but Python's own library.
+const urllibScript = `import sys, urllib.request; print(urllib.request.urlopen(sys.argv[1], timeout=10).read().decode(), end="")`
+
+// Ordinary users of hosts without /dev/net/tun, and of one where it may not be used, are members of the network: unmodified
+// programs reach agents by name through the proxies, and nothing else.
+func TestUserspace(t *testing.T) {
+	ctx := deadline(t, time.Minute)
+	m := openTrio(t, "setpriv", "git")
+	found(t, m.a, "planner")
+	m.a.WriteFile("index.html", "the plan", 0o644)
+	m.a.Must(ctx, "sh", "-c", "git init -q work && cd work && git -c user.name=a -c user.email=a@example.com commit -q --allow-empty -m first && "+
+		"git clone -q --bare . ../plans.git && cd ../plans.git && git update-server-info")
+	serve(m.a)
+	b, c := m.b.user(), m.c.user()
+	m.b.must("rm", "/dev/net/tun")
+	for name, u := range map[string]*user{"indexer": b, "crawler": c} {
+		before := u.Snapshot()
+		up := pilotAs[localapi.UpResult](ctx, t, u, "up", "--name", name, "--invite-file", u.invite(t, m.a))
+		if up.TUN != localapi.TUNUserspace || up.TUNWhy == "" || up.SOCKS5 == "" || up.HTTPProxy == "" || !up.Joined {
+			t.Errorf("the answer to up: %+v", up)
+		}
+		for line, want := range map[string]string{
+			"curl -sS --max-time 10 http://planner/":                "the plan",
+			"curl -sS --max-time 10 http://planner.pilot.internal/": "the plan",
+			"curl -sS --max-time 10 --proxytunnel http://planner/":  "the plan",
+			`unset http_proxy; ALL_PROXY= all_proxy=$(` + u.pilot + ` --json env | grep -o 'socks5h://[^"]*' | head -n 1) curl -sS --max-time 10 http://planner/`: "the plan",
+			"python3 -c '" + urllibScript + "' http://planner/":                                             "the plan",
+			"git clone -q http://planner/plans.git && git -C plans log --format=%s":                         "first\n",
+			"curl -s --max-time 10 -o /dev/null -w %{http_code} http://127.0.0.1:80/ --noproxy ''":          "403",
+			"curl -s --max-time 10 -o /dev/null -w %{http_code} http://planner:81/":                         "502",
+			"curl -s --max-time 10 -o /dev/null -w %{http_code} http://192.0.2.10/":                         "403",
+			"http_proxy=${http_proxy#*@} curl -s --max-time 10 -o /dev/null -w %{http_code} http://planner": "407",
+		} {
+			if r := u.sh(ctx, line); r.Stdout != want {
+				t.Errorf("%s: %q expected, got %v", u.Name(), want, r)
+			}
+		}
+		// Nothing listens there: it is said at once, as by a host with an interface.
+		refusedFast(ctx, t, m.a, up.Address, "ECONNREFUSED")
+		m.a.Must(ctx, "ping", "-c", "1", "-W", "5", name)
+		status := u.Must(ctx, u.as(u.pilot, "status")...)
+		for _, want := range []string{"interface    none: userspace (", "proxies      SOCKS5 127.0.0.1:", "planner"} {
+			if !strings.Contains(status, want) {
+				t.Errorf("%s: the status lacks %q:\n%s", u.Name(), want, status)
+			}
+		}
+		// It comes back as it was.
+		crash(t, u.Host)
+		again := pilotAs[localapi.UpResult](ctx, t, u, "up")
+		if again.TUN != localapi.TUNUserspace || again.SOCKS5 != up.SOCKS5 || again.HTTPProxy != up.HTTPProxy || again.Address != up.Address {
+			t.Errorf("after a crash: %+v", again)
+		}
+		if r := u.sh(ctx, "curl -sS --max-time 10 http://planner/"); r.Stdout != "the plan" {
+			t.Errorf("after a crash: %v", r)
+		}
+		u.Must(ctx, u.as(u.pilot, "down")...)
+		untouched(t, u.Host, before)
+	}
+}
