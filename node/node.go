@@ -288,6 +288,13 @@ func (n *Node) Member() bool {
 	return n.saved.member()
 }
 
+// MemberOf tells whether this node belongs to the network of that authority, up or not.
+func (n *Node) MemberOf(network identity.AuthorityPublic) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.saved.member() && n.saved.Authority == network
+}
+
 // Down ends the daemon: the network stays known, and pilot up brings it back.
 func (n *Node) Down(context.Context) (localapi.DownResult, error) {
 	n.mu.Lock()

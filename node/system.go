@@ -77,18 +77,24 @@ type host struct {
 }
 
 func (h host) Configure(i platform.Interface) error { return platform.ConfigureInterface(i) }
-func (h host) OpenUnderlay() (Underlay, error) {
+func (h host) OpenUnderlay() (Underlay, error)      { return OpenUnderlay(port, true, h.log) }
+func (h host) RestoreDNS() error                    { return platform.RestoreDNS(h.stateDir, h.log) }
+
+// OpenUnderlay opens this host's UDP sockets on a port, or on another one if that is in use; mapped says whether the gateway is
+// asked to forward it.
+func OpenUnderlay(port uint16, mapped bool, log *slog.Logger) (Underlay, error) {
 	direct := &net.Dialer{Timeout: dialLimit, KeepAlive: -1} // connections to relays have their own signs of life
 	way := proxy.New(proxy.Options{Dial: direct.DialContext})
-	u, err := underlay.New(underlay.Options{
-		Port: port, Dial: way.DialContext, Proxy: way.Proxy, Gateway: platform.Gateway, Log: h.log,
-	})
+	o := underlay.Options{Port: port, Dial: way.DialContext, Proxy: way.Proxy, Log: log}
+	if mapped {
+		o.Gateway = platform.Gateway
+	}
+	u, err := underlay.New(o)
 	if err != nil {
 		return nil, err // and not a nil *underlay.Underlay in an interface
 	}
 	return u, nil
 }
-func (h host) RestoreDNS() error { return platform.RestoreDNS(h.stateDir, h.log) }
 
 // OpenTUN takes the first name that is free: a host may run daemons of several networks.
 func (h host) OpenTUN() (d tun.Device, err error) {
