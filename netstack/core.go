@@ -78,12 +78,15 @@ func newCore(mtu, segments int, withV4 bool) (*core, error) {
 	if withV4 {
 		networks, transports = append(networks, ipv4.NewProtocol), append(transports, icmp.NewProtocol4)
 	}
-	c.stack = stack.New(stack.Options{NetworkProtocols: networks, TransportProtocols: transports, HandleLocal: !withV4})
+	c.stack = stack.New(stack.Options{NetworkProtocols: networks, TransportProtocols: transports})
 	err := c.tune()
 	if err == nil {
 		l := &link{queue: c.queue, mtu: uint32(mtu)}
 		if c.bursts {
 			l.gso, l.gsoMax = stack.HostGSOSupported, gsoMax(mtu, segments)
+		}
+		if !withV4 {
+			l.own = c.inject
 		}
 		c.v6, err = c.addLink(nic6, l, ipv6.ProtocolNumber)
 	}

@@ -6,6 +6,7 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"gvisor.dev/gvisor/pkg/buffer"
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
@@ -117,6 +118,7 @@ type link struct {
 	mtu      uint32
 	gso      stack.SupportedGSO
 	gsoMax   uint32
+	own      func(view *buffer.View, verified bool) // takes what an address sends to itself; nil: that is sent too
 	attached atomic.Bool
 }
 
@@ -125,15 +127,27 @@ var (
 	_ stack.GSOEndpoint  = (*link)(nil)
 )
 
-// WritePackets implements stack.LinkWriter. What finds no room is lost, as on any interface: to wait for room would hold
+// WritePackets implements stack.LinkWriter. What an address sends to itself stays inside. gVisor could see to that, but would
+// then keep what one address sends to another one inside too: two agents, between whom the overlay decides. What finds no room is lost, as on any interface: to wait for room would hold
 // up whoever delivers packets, on whom the reader may depend.
 func (l *link) WritePackets(list stack.PacketBufferList) (int, tcpip.Error) {
 	for i, pkt := range list.AsSlice() {
+		if l.own != nil && toItself(pkt) {
+			view := buffer.NewViewSize(pkt.Size())
+			copyPacket(view.AsSlice(), 0, pkt)
+			l.own(view, true)
+			continue
+		}
 		if !l.put(pkt) {
 			return i, &tcpip.ErrNoBufferSpace{}
 		}
 	}
 	return list.Len(), nil
+}
+
+func toItself(pkt *stack.PacketBuffer) bool {
+	h := header.IPv6(pkt.NetworkHeader().Slice())
+	return len(h) >= header.IPv6MinimumSize && h.SourceAddress() == h.DestinationAddress()
 }
 
 func (l *link) SupportedGSO() stack.SupportedGSO { return l.gso }

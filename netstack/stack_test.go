@@ -372,7 +372,7 @@ func TestListenerClose(t *testing.T) {
 	}
 }
 
-// A dial to an own address stays inside of the stack.
+// What an address sends to itself stays inside of the stack; what it sends to another one of the stack's leaves it.
 func TestDialSelf(t *testing.T) {
 	s := newStack(t, addrA, addrA2)
 	l, err := s.ListenTCP(netip.AddrPortFrom(addrA2, 80))
@@ -380,13 +380,47 @@ func TestDialSelf(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	c, err := s.DialContext(testContext(t), "tcp6", l.Addr().String())
+	to := netip.AddrPortFrom(addrA2, 80)
+	c, err := s.Dial(testContext(t), "tcp6", addrA2, to)
 	if err != nil {
 		t.Fatal(err)
 	}
-	c.Close()
+	defer c.Close()
+	served, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer served.Close()
+	sent := make(chan error, 1)
+	big := bytes.Repeat([]byte("0123456789abcdef"), 64<<10)
+	go func() {
+		_, err := served.Write(big)
+		sent <- errors.Join(err, served.Close())
+	}()
+	if got, err := io.ReadAll(c); err != nil || !bytes.Equal(got, big) {
+		t.Errorf("%d bytes arrived, %v", len(got), err)
+	}
+	if err := <-sent; err != nil {
+		t.Error(err)
+	}
 	if n := s.queue.len(); n != 0 {
 		t.Errorf("%d packets left the stack", n)
+	}
+
+	ctx, cancel := context.WithCancel(testContext(t))
+	left := make(chan error, 1)
+	go func() {
+		_, err := s.Dial(ctx, "tcp6", addrA, to)
+		left <- err
+	}()
+	bufs, sizes := [][]byte{make([]byte, 2048)}, []int{0}
+	if n, err := s.ReadPackets(testContext(t), bufs, sizes, 0); err != nil || n != 1 ||
+		[16]byte(bufs[0][8:24]) != addrA.As16() || [16]byte(bufs[0][24:40]) != addrA2.As16() {
+		t.Errorf("%d packets, the first %x, %v", n, bufs[0][:sizes[0]], err)
+	}
+	cancel()
+	if err := <-left; !errors.Is(err, context.Canceled) {
+		t.Error(err)
 	}
 }
 
