@@ -124,7 +124,7 @@ func (n *Node) Ping(ctx context.Context, r localapi.PingRequest) (localapi.PingR
 	err = n.view(func(m *membership) error {
 		result.Path, result.PathKind, result.Relay = m.book.describePath(echo.Path)
 		for _, l := range carried.Peers {
-			if l.Agent == agent && result.PathKind == localapi.PathRelay {
+			if l.Agent == agent && l.Local == m.book.self && result.PathKind == localapi.PathRelay {
 				result.Why = l.Why
 			}
 		}

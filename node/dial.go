@@ -125,7 +125,7 @@ func (n *Node) DialContext(ctx context.Context, network, address string) (net.Co
 	if err != nil {
 		return fail(err)
 	}
-	return m.engine.sockets.Dial(ctx, protocol, netip.AddrPortFrom(addr, port))
+	return m.seat.sockets.Dial(ctx, protocol, netip.AddrPortFrom(addr, port))
 }
 
 // Listen listens on a TCP port of the agent's address, written as ":80"; port 0 chooses one. Its owner closes it: in
@@ -160,7 +160,7 @@ func (n *Node) listenOn(network, address, want string) (sockets, uint16, error) 
 		return nil, 0, err
 	}
 	if host == "" {
-		return m.engine.sockets, port, nil
+		return m.seat.sockets, port, nil
 	}
 	addr, err := netip.ParseAddr(host)
 	own := err == nil && (addr.IsUnspecified() || addr == identity.Address(m.book.network, m.book.self))
@@ -172,7 +172,7 @@ func (n *Node) listenOn(network, address, want string) (sockets, uint16, error) 
 	if !own {
 		return nil, 0, &net.AddrError{Err: "is not this agent's address", Addr: host}
 	}
-	return m.engine.sockets, port, nil
+	return m.seat.sockets, port, nil
 }
 
 // Caller says who an address is, as the other end of a connection over the network: an address belongs to one key, and

@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/netip"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -27,10 +28,9 @@ import (
 // engine is everything that carries packets and answers names, while the network is up.
 type engine struct {
 	device   tun.Device
-	tun      string          // how packets get to programs: localapi.TUNKernel or TUNUserspace
 	tunWhy   string          // why there is no interface of the kernel's, where that would have been preferred
 	user     *netstack.Stack // the programs' own stack; nil with an interface of the kernel's
-	sockets  sockets
+	others   *netstack.Stack // that of all agents but the first, with an interface of the kernel's; else nil
 	underlay Underlay
 	stack    *netstack.Stack
 	overlay  *overlay.Overlay
@@ -45,8 +45,12 @@ type engine struct {
 	zone    string
 	prefix  netip.Prefix
 	service netip.Addr
-	apart   bool // the names are those of a sandbox: other resolvers are asked from outside of it
+	apart   bool   // the names are those of a sandbox: other resolvers are asked from outside of it
+	socket  string // of the daemon's local API, which nobody may publish
 	log     *slog.Logger
+
+	mu    sync.Mutex // guards seats, and what they plan
+	seats []*seat    // the first is the daemon's own agent's
 }
 
 type engineOptions struct {
@@ -57,13 +61,14 @@ type engineOptions struct {
 	tun     string        // localapi.TUNAuto, TUNKernel or TUNUserspace
 	gate    magicdns.Gate // may be nil
 	log     *slog.Logger
+	socket  string // of the daemon's local API
 }
 
 // openEngine makes the interface, the sockets and the service stack. Nothing moves before run. The warnings say what
 // this host has to do without.
 func openEngine(o engineOptions) (opened *engine, warnings []string, err error) {
 	prefix := identity.NetworkPrefix(o.network)
-	e := &engine{zone: o.zone, prefix: prefix, service: identity.ServiceAddress(prefix), apart: o.gate != nil, log: o.log}
+	e := &engine{zone: o.zone, prefix: prefix, service: identity.ServiceAddress(prefix), apart: o.gate != nil, socket: o.socket, log: o.log}
 	defer func() {
 		if err != nil {
 			e.abandon()
@@ -78,9 +83,13 @@ func openEngine(o engineOptions) (opened *engine, warnings []string, err error) 
 	if err = e.openStack(); err != nil {
 		return nil, nil, err
 	}
-	if e.overlay, err = overlay.New(overlay.Options{
+	options := overlay.Options{
 		Network: o.network, Device: e.device, Underlay: e.underlay, Stack: e.stack, AES: platform.HasAES(), Log: o.log,
-	}); err != nil {
+	}
+	if e.others != nil {
+		options.Hosted = e.others.Device(userspaceName)
+	}
+	if e.overlay, err = overlay.New(options); err != nil {
 		return nil, nil, err
 	}
 	e.names = magicdns.New(magicdns.Options{Log: o.log, Gate: o.gate})
@@ -121,12 +130,8 @@ func (e *engine) openStack() (err error) {
 	return err
 }
 
-// set applies a plan: first what carries packets, then what names them.
-func (e *engine) set(p plan) error {
-	e.underlay.Set(p.underlay)
-	if err := e.overlay.Set(p.overlay); err != nil {
-		return err
-	}
+// setNames says what names mean.
+func (e *engine) setNames(p plan) {
 	state := magicdns.State{
 		Zone: e.zone, Service: e.service, Prefix: e.prefix, Self: p.self, Hosts: p.hosts, Own: []netip.Addr{e.service}, Apart: e.apart,
 	}
@@ -137,7 +142,6 @@ func (e *engine) set(p plan) error {
 		state.Upstreams = *upstreams
 	}
 	e.names.Set(state)
-	return nil
 }
 
 // announce tells the host's resolver who knows the zone. It comes last: before, nobody would answer.
@@ -166,6 +170,7 @@ func (e *engine) run(ctx context.Context, page http.Handler, changed func()) err
 	// The overlay closes it, when it has taken leave of its peers.
 	group.Go(func() error { return e.underlay.Run(context.WithoutCancel(ctx)) })
 	group.Go(func() error { return e.overlay.Run(ctx) })
+	group.Go(func() error { return e.dispatch(ctx) })
 	group.Go(func() error { return e.names.Serve(ctx, e.dnsUDP, e.dnsTCP) })
 	group.Go(func() error { return e.servePage(ctx, page) })
 	group.Go(func() error { return e.watchDNS(ctx, changed) })
@@ -176,9 +181,7 @@ func (e *engine) run(ctx context.Context, page http.Handler, changed func()) err
 			err = errors.Join(err, restore)
 		}
 	}
-	if e.user != nil {
-		err = errors.Join(err, e.user.Close())
-	}
+	err = errors.Join(err, e.guests().Close())
 	return errors.Join(err, e.stack.Close())
 }
 
@@ -244,8 +247,8 @@ func (e *engine) abandon() {
 	if e.device != nil {
 		e.device.Close()
 	}
-	if e.user != nil {
-		e.user.Close()
+	if stack := e.guests(); stack != nil {
+		stack.Close()
 	}
 	if e.dns != nil {
 		if err := e.dns.Restore(); err != nil {

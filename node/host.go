@@ -50,22 +50,20 @@ func (n *Node) watchHost(ctx context.Context, m *membership) error {
 			}
 			last = now
 			n.log.Info("this host's addresses changed", "addresses", fmt.Sprint(now))
-			n.moved(m)
+			m.engine.hostMoved()
 		case <-look.C:
 			now := clocks{monotonic: time.Since(began), wall: n.now()}
 			if slept := clock.slept(now, lookForSleep); slept > 0 {
 				n.log.Info("this host slept, or its clock was set", "for", slept.Round(time.Second))
-				n.moved(m)
+				m.engine.hostMoved()
 			}
 			clock = now
 		}
 	}
 }
 
-// moved lets everything be found out anew: where this host is, which paths work, whether the coordinator is there.
+// moved finds out anew whether the coordinator is there.
 func (n *Node) moved(m *membership) {
-	m.engine.underlay.Refresh()
-	m.engine.overlay.Refresh()
 	m.client.Load().CloseIdleConnections()
 	n.redial(m)
 	poke(m.renew)
@@ -99,6 +97,18 @@ func (n *Node) redial(m *membership) {
 	}
 }
 
+// watchMoves acts on this host's moves.
+func (n *Node) watchMoves(ctx context.Context, m *membership) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-m.seat.moved:
+			n.moved(m)
+		}
+	}
+}
+
 // watchPlace follows what the underlay finds out: where this node is reached, and over which relays.
 func (n *Node) watchPlace(ctx context.Context, m *membership) error {
 	// That something doesn't work is known some time after a change only, and is no change.
@@ -111,7 +121,7 @@ func (n *Node) watchPlace(ctx context.Context, m *membership) error {
 		case <-again.C:
 			n.reapply(m)
 			continue
-		case <-m.engine.underlay.Changes():
+		case <-m.seat.place:
 		}
 		n.reapply(m) // sessions are told at once
 		again.Reset(bindLimit + settle)

@@ -215,7 +215,7 @@ func (n *Node) publishOnce(ctx context.Context, m *membership) error {
 	serial := max(uint64(n.now().UnixMilli()), m.told.Serial+1)
 	n.mu.Unlock()
 	record, err := identity.Record{
-		Network: m.book.network, Serial: serial, Endpoints: selfAddrs(here), Relays: relayKeys(here, true),
+		Network: m.book.network, Serial: serial, Endpoints: selfAddrs(here), Relays: relayKeys(here, true), Carrier: m.seat.carrier(),
 	}.Sign(n.key)
 	if err != nil {
 		return err
@@ -353,9 +353,7 @@ func (n *Node) listen(ctx context.Context, m *membership) error {
 		select {
 		case <-ctx.Done():
 			return nil
-		case name := <-m.engine.names.Misses():
-			n.askAbout(ctx, m, name)
-		case event := <-m.engine.overlay.Events():
+		case event := <-m.seat.events:
 			switch e := event.(type) {
 			case overlay.Calling:
 				select {
@@ -371,6 +369,18 @@ func (n *Node) listen(ctx context.Context, m *membership) error {
 			default:
 				told.tell(event)
 			}
+		}
+	}
+}
+
+// answerMisses asks the coordinator about the names that programs ask for and nobody here knows.
+func (n *Node) answerMisses(ctx context.Context, m *membership) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case name := <-m.engine.names.Misses():
+			n.askAbout(ctx, m, name)
 		}
 	}
 }

@@ -4,6 +4,7 @@ package node
 
 import (
 	"context"
+	"errors"
 	"net"
 	"net/netip"
 	"slices"
@@ -16,6 +17,7 @@ import (
 	"github.com/pilot-protocol/pilot/coordinator/api"
 	"github.com/pilot-protocol/pilot/identity"
 	"github.com/pilot-protocol/pilot/node/localapi"
+	"github.com/pilot-protocol/pilot/platform"
 )
 
 // How often this host's programs may make the node ask about unknown names: so many a second, and in one go.
@@ -37,24 +39,23 @@ func (n *Node) bringUp(ctx context.Context) error {
 		return err
 	}
 	n.mu.Lock()
-	n.member, n.saved.Up, n.saved.TUN, n.saved.Proxies = m, true, m.engine.tun, m.savedProxies
+	_, mode, _ := m.seat.describe()
+	n.member, n.saved.Up, n.saved.TUN, n.saved.Proxies = m, true, mode, m.savedProxies
 	err = n.applyLocked()
 	if err == nil {
 		err = n.saveLocked()
 	}
-	if err == nil {
+	if err == nil && n.shared == nil {
 		err = m.engine.announce()
 	}
 	if err != nil {
 		n.member = nil
 		n.mu.Unlock()
-		m.abandon()
-		return err
+		return errors.Join(err, n.abandon(m))
 	}
 	n.mu.Unlock()
 	if err := n.start(ctx, func(ctx context.Context) error { return n.live(ctx, m) }); err != nil {
-		m.abandon()
-		return err
+		return errors.Join(err, n.abandon(m))
 	}
 	select {
 	case <-m.synced:
@@ -63,12 +64,6 @@ func (n *Node) bringUp(ctx context.Context) error {
 		return ctx.Err()
 	}
 	return nil
-}
-
-// abandon closes what was opened for a membership that never lived.
-func (m *membership) abandon() {
-	m.proxies.close()
-	m.engine.abandon()
 }
 
 // prepare makes a membership of what was saved.
@@ -98,19 +93,39 @@ func (n *Node) prepare() (*membership, error) {
 	if err := n.connect(m); err != nil {
 		return nil, err
 	}
-	m.engine, m.warnings, err = openEngine(engineOptions{
-		system: n.system, network: n.saved.Authority, self: n.key.Public(), zone: m.zone, tun: wantedTUN(saved), gate: n.opts.gate(), log: n.log,
-	})
-	if err != nil {
-		return nil, err
+	if m.engine = n.shared; m.engine == nil {
+		if m.engine, m.warnings, err = openEngine(engineOptions{
+			system: n.system, network: n.saved.Authority, self: n.key.Public(), zone: m.zone, tun: wantedTUN(saved), gate: n.opts.gate(),
+			socket: platform.SocketPath(n.opts.StateDir), log: n.log,
+		}); err != nil {
+			return nil, err
+		}
 	}
-	if m.proxies, err = n.openProxies(&saved.Proxies, m.engine.tun); err != nil {
-		m.engine.abandon()
-		return nil, err
+	if m.seat, err = m.engine.sit(n.key.Public(), n.saved.Authority); err != nil {
+		return nil, errors.Join(err, n.abandon(m))
+	}
+	_, mode, _ := m.seat.describe()
+	if n.shared != nil {
+		mode = localapi.TUNKernel // proxies are there where they are asked for
+	}
+	if m.proxies, err = n.openProxies(&saved.Proxies, mode); err != nil {
+		return nil, errors.Join(err, n.abandon(m))
 	}
 	m.savedProxies = saved.Proxies
-	m.served = n.newServer(m.engine)
+	m.served = n.newServer(m.seat)
 	return m, nil
+}
+
+// abandon undoes what prepare did, where live has not begun.
+func (n *Node) abandon(m *membership) error {
+	m.proxies.close()
+	switch {
+	case n.shared == nil:
+		m.engine.abandon()
+	case m.seat != nil:
+		return m.seat.leave(m.book.network)
+	}
+	return nil
 }
 
 // wantedTUN is how packets shall get to programs: as they did before. An interface of the kernel's was the only way once;
@@ -168,7 +183,13 @@ func (n *Node) connect(m *membership) error {
 // live runs a membership until the daemon ends.
 func (n *Node) live(ctx context.Context, m *membership) error {
 	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error { return m.engine.run(ctx, n.page(), func() { n.reapply(m) }) })
+	if n.shared == nil {
+		group.Go(func() error { return m.engine.run(ctx, n.page(), func() { n.reapply(m) }) })
+		group.Go(func() error { return n.watchHost(ctx, m) })
+		group.Go(func() error { return n.answerMisses(ctx, m) })
+		group.Go(func() error { return hearGone(ctx, m) })
+		group.Go(func() error { return n.runLocals(ctx, m.engine) })
+	}
 	group.Go(func() error { return m.proxies.run(ctx) })
 	group.Go(func() error { return m.served.Run(ctx) })
 	group.Go(func() error { return n.republishPorts(ctx, m) })
@@ -177,15 +198,17 @@ func (n *Node) live(ctx context.Context, m *membership) error {
 	group.Go(func() error { return n.keepFresh(ctx, m) })
 	group.Go(func() error { return n.listen(ctx, m) })
 	group.Go(func() error { return n.call(ctx, m) })
-	group.Go(func() error { return n.watchHost(ctx, m) })
 	group.Go(func() error { return n.watchPlace(ctx, m) })
-	group.Go(func() error { return hearGone(ctx, m) })
+	group.Go(func() error { return n.watchMoves(ctx, m) })
 	group.Go(func() error { n.greet(ctx, m); return nil })
 	err := group.Wait()
 	m.client.Load().CloseIdleConnections()
 	n.mu.Lock()
 	n.member = nil
 	n.mu.Unlock()
+	if n.shared != nil {
+		err = errors.Join(err, m.seat.leave(m.book.network))
+	}
 	return err
 }
 
@@ -259,7 +282,7 @@ func (n *Node) describe(r *localapi.UpResult) {
 	r.Network, r.Zone = n.saved.Network, m.zone
 	r.Name, r.FQDN = m.book.certificate.Name, m.book.certificate.Name+"."+m.zone
 	r.Address, r.Key = identity.Address(m.book.network, m.book.self), m.book.self
-	r.TUN, r.TUNWhy = m.engine.tun, m.engine.tunWhy
+	_, r.TUN, r.TUNWhy = m.seat.describe()
 	r.SOCKS5, r.HTTPProxy = m.proxies.addrs()
 	r.Hosted = n.saved.Hosted
 	r.Coordinators = n.saved.Coordinators

@@ -82,10 +82,12 @@ func (c *nodeCollector) Collect(ch chan<- prometheus.Metric) {
 	}
 	var s overlay.Status
 	var relays []underlay.RelayStatus
+	var self identity.AgentPublic
 	names := map[identity.AgentPublic]string{}
 	err := c.node.view(func(m *membership) error {
 		s, relays = m.engine.overlay.Status(), m.engine.underlay.Status().Relays
 		pending := 0
+		self = m.book.self
 		for agent, p := range m.book.peers {
 			names[agent] = p.certificate.Name
 			if m.book.trust(agent, c.node.now()) == "pending" {
@@ -114,6 +116,9 @@ func (c *nodeCollector) Collect(ch chan<- prometheus.Metric) {
 		count(c.drops, v, reason)
 	}
 	for _, p := range s.Peers {
+		if p.Local != self {
+			continue
+		}
 		name := names[p.Agent]
 		count(c.rxBytes, p.RxBytes, name)
 		count(c.txBytes, p.TxBytes, name)

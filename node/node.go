@@ -16,6 +16,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
 	"sync"
@@ -46,6 +47,8 @@ type Options struct {
 	Caller localapi.Caller
 	// Egress is what the program of a sandbox may reach outside of the network; nil: there is no sandbox.
 	Egress Egress
+	// Who says who is calling; nil: as the socket tells.
+	Who func(net.Conn) (platform.Caller, error)
 }
 
 // Egress decides about names that are none of the network's, and tells what was decided.
@@ -69,6 +72,7 @@ type Node struct {
 	recent *recent.Log // the latest lines of log
 	now    func() time.Time
 	system System
+	shared *engine // of the daemon whose other agent this is; nil: it is the daemon's own, and makes one
 	folder folder
 	unlock func() error
 	tasks  chan func(context.Context) error // goroutines that Run starts for requests
@@ -79,6 +83,7 @@ type Node struct {
 	serveLock chan struct{}
 	hosted    *hosted                                 // nil: none runs; guarded by upLock
 	served    atomic.Pointer[coordinator.Coordinator] // the latest one of hosted, to count what it does as a relay
+	locals    *locals
 
 	mu     sync.Mutex // guards all below
 	saved  savedNode
@@ -92,6 +97,7 @@ type membership struct {
 	book         *book
 	tunnels      []tunnelKey
 	engine       *engine
+	seat         *seat // in engine
 	served       *serve.Server
 	proxies      *proxies // nil: there are none
 	savedProxies savedProxies
@@ -120,7 +126,10 @@ type coordinatorLink struct {
 }
 
 // New locks and reads the state folder. Failures are *localapi.Error.
-func New(o Options) (*Node, error) {
+func New(o Options) (*Node, error) { return newNode(o, nil) }
+
+// newNode makes a daemon, or with an engine one more agent of the daemon whose engine that is.
+func newNode(o Options, shared *engine) (*Node, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
@@ -135,6 +144,9 @@ func New(o Options) (*Node, error) {
 	if o.Caller == nil {
 		o.Caller = mayControl
 	}
+	if o.Who == nil {
+		o.Who = platform.PeerCaller
+	}
 	if err := platform.SecureDir(o.StateDir, 0o700); err != nil {
 		return nil, explain(err)
 	}
@@ -146,8 +158,9 @@ func New(o Options) (*Node, error) {
 		return nil, explain(err)
 	}
 	n := &Node{
-		opts: o, log: o.Log, recent: kept, now: o.Now, system: o.System, folder: folder{o.StateDir}, unlock: unlock,
+		opts: o, log: o.Log, recent: kept, now: o.Now, system: o.System, shared: shared, folder: folder{o.StateDir}, unlock: unlock,
 		tasks: make(chan func(context.Context) error), stop: make(chan struct{}), upLock: make(chan struct{}, 1), serveLock: make(chan struct{}, 1),
+		locals: newLocals(),
 	}
 	if err := n.load(); err != nil {
 		return nil, errors.Join(err, unlock())
@@ -223,14 +236,29 @@ func (n *Node) Run(ctx context.Context) error {
 	if err != nil {
 		return explain(err)
 	}
+	server := localapi.NewServer(localapi.ServerOptions{
+		Daemon: n, Trust: n, Checker: n, Proxies: n, Connector: n, Publisher: n, Locals: n, Caller: n.opts.Caller, Metrics: n.metrics(), Log: n.log,
+		Version: n.opts.Version, Diagnoser: n,
+	})
+	return n.runTasks(ctx, func(ctx context.Context) error { return server.Serve(ctx, listener) })
+}
+
+// runShared is Run for an agent of another one's daemon.
+func (n *Node) runShared(ctx context.Context) error {
+	defer func() {
+		if err := n.unlock(); err != nil {
+			n.log.Warn("the state folder's lock", "error", err)
+		}
+	}()
+	return n.runTasks(ctx, func(context.Context) error { return nil })
+}
+
+// runTasks serves, and starts what requests need, until Down or the end of ctx.
+func (n *Node) runTasks(ctx context.Context, serve func(context.Context) error) error {
 	group, ctx := errgroup.WithContext(ctx)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	server := localapi.NewServer(localapi.ServerOptions{
-		Daemon: n, Trust: n, Checker: n, Proxies: n, Connector: n, Publisher: n, Caller: n.opts.Caller, Metrics: n.metrics(), Log: n.log,
-		Version: n.opts.Version, Diagnoser: n,
-	})
-	group.Go(func() error { return server.Serve(ctx, listener) })
+	group.Go(func() error { return serve(ctx) })
 	group.Go(func() error {
 		for {
 			select {
@@ -327,7 +355,7 @@ func (n *Node) saveLocked() error {
 // applyLocked hands what the book means to the parts below.
 func (n *Node) applyLocked() error {
 	m := n.member
-	return m.engine.set(m.book.plan(planInput{
+	return m.seat.set(m.book.plan(planInput{
 		tunnels: m.tunnels, connected: m.link.connected, now: n.now(), key: n.key, hosts: n.addresses(),
 		here: m.engine.underlay.Status(), avoid: n.saved.AvoidJurisdictions,
 	}))

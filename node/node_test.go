@@ -164,11 +164,17 @@ func startDaemon(t *testing.T, dir string) *daemon {
 
 func startDaemonOn(t *testing.T, dir string, system *memorySystem) *daemon {
 	t.Helper()
+	return startDaemonAs(t, dir, system, nil)
+}
+
+// startDaemonAs starts one that is told who calls; nil: the socket tells.
+func startDaemonAs(t *testing.T, dir string, system *memorySystem, who func(net.Conn) (platform.Caller, error)) *daemon {
+	t.Helper()
 	d := &daemon{t: t, dir: dir, log: &lockedBuffer{}, ended: make(chan error, 1)}
 	log := slog.New(slog.NewTextHandler(d.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	d.system = system
 	system.socket, system.log, system.dns = filepath.Join(t.TempDir(), "s"), log, &memoryDNS{}
-	n, err := New(Options{StateDir: dir, Version: "test", Log: log, System: d.system, Caller: func(net.Conn) error { return nil }})
+	n, err := New(Options{StateDir: dir, Version: "test", Log: log, System: d.system, Caller: func(net.Conn) error { return nil }, Who: who})
 	if err != nil {
 		t.Fatal(err)
 	}

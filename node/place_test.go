@@ -405,7 +405,7 @@ func TestMovedHost(t *testing.T) {
 		t.Fatal(err)
 	}
 	before := s.Coordinator.Since
-	b.moved(b.member)
+	b.member.engine.hostMoved()
 	eventually(t, "b has come again", func() bool { return b.knownTo(a).lastSeen.After(lastSeen) })
 	eventually(t, "b is connected", func() bool {
 		s, err := b.Status(t.Context())

@@ -53,10 +53,10 @@ type peers struct {
 
 func (p peers) Caller(a netip.Addr) (localapi.Agent, error) { return p.node.Caller(a) }
 
-// newServer makes what publishes ports of an engine's.
-func (n *Node) newServer(e *engine) *serve.Server {
+// newServer makes what publishes ports of an agent's.
+func (n *Node) newServer(s *seat) *serve.Server {
 	return serve.New(serve.Options{
-		Network: peers{sockets: e.sockets, node: n}, Prefix: e.prefix, Socket: platform.SocketPath(n.opts.StateDir), Log: n.log.With("part", "serve"),
+		Network: peers{sockets: s.sockets, node: n}, Prefix: s.engine.prefix, Socket: s.engine.socket, Log: n.log.With("part", "serve"),
 	})
 }
 

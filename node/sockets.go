@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"net"
 	"net/netip"
 
@@ -56,7 +57,7 @@ type userSockets struct {
 }
 
 func (s userSockets) Dial(ctx context.Context, network string, to netip.AddrPort) (net.Conn, error) {
-	return s.stack.Dial(ctx, network, netip.Addr{}, to)
+	return s.stack.Dial(ctx, network, s.self, to)
 }
 
 func (s userSockets) ListenTCP(_ context.Context, port uint16) (net.Listener, error) {
@@ -77,8 +78,8 @@ func (e *engine) openDevice(o engineOptions) error {
 	if o.tun != localapi.TUNUserspace {
 		err := e.openInterface(o.system, self)
 		if err == nil {
-			e.tun, e.sockets = localapi.TUNKernel, kernelSockets{self: self}
-			return nil
+			e.others, err = newUserStack(e.service, e.prefix, o.log)
+			return err
 		}
 		if o.tun == localapi.TUNKernel || !noInterface(err) {
 			return err
@@ -86,15 +87,19 @@ func (e *engine) openDevice(o engineOptions) error {
 		e.tunWhy = err.Error()
 		e.log.Info("no interface can be had: packets are handled in this process", "error", err)
 	}
-	stack, err := netstack.New(netstack.Options{
-		Addresses: []netip.Addr{self}, Routes: []netip.Prefix{e.prefix}, MTU: mtu, Segments: overlay.Segments(mtu), Log: o.log,
-	})
+	stack, err := newUserStack(self, e.prefix, o.log)
 	if err != nil {
 		return err
 	}
 	e.user, e.device = stack, stack.Device(userspaceName)
-	e.tun, e.sockets = localapi.TUNUserspace, userSockets{stack: stack, self: self}
 	return nil
+}
+
+// newUserStack makes a stack that agents have their addresses on.
+func newUserStack(first netip.Addr, network netip.Prefix, log *slog.Logger) (*netstack.Stack, error) {
+	return netstack.New(netstack.Options{
+		Addresses: []netip.Addr{first}, Routes: []netip.Prefix{network}, MTU: mtu, Segments: overlay.Segments(mtu), Log: log,
+	})
 }
 
 // openInterface makes an interface of the kernel's with the agent's address.

@@ -73,6 +73,7 @@ type savedNode struct {
 	Relay        localapi.HostedRelay            `json:"relay,omitzero"` // what the coordinator in this daemon is beside
 	// AvoidJurisdictions are those whose relays must not carry this node's traffic.
 	AvoidJurisdictions []string `json:"avoid_jurisdictions,omitempty"`
+	Owner              uint32   `json:"owner,omitempty"` // of an agent besides the daemon's own: who may act as it
 	// TUN is how packets got to programs last: localapi.TUNKernel or TUNUserspace.
 	TUN     string       `json:"tun,omitempty"`
 	Proxies savedProxies `json:"proxies,omitzero"`

@@ -35,10 +35,11 @@ func (n *Node) Status(context.Context) (localapi.Status, error) {
 	}
 	s.State, s.Network, s.Zone, s.Authority = localapi.StateUp, n.saved.Network, m.zone, m.book.network.String()
 	c := m.book.certificate
+	device, mode, why := m.seat.describe()
 	s.Self = &localapi.Self{
 		Name: c.Name, FQDN: c.Name + "." + m.zone, Address: identity.Address(m.book.network, m.book.self), Key: m.book.self, Tags: c.Tags,
-		CertificateExpires: c.NotAfter, Interface: m.engine.device.Name(), Port: m.engine.underlay.Port(), DNS: m.engine.dnsMode(),
-		TUN: m.engine.tun, TUNWhy: m.engine.tunWhy,
+		CertificateExpires: c.NotAfter, Interface: device, Port: m.engine.underlay.Port(), DNS: m.engine.dnsMode(),
+		TUN: mode, TUNWhy: why,
 	}
 	s.Self.SOCKS5, s.Self.HTTPProxy = m.proxies.addrs()
 	s.Self.ProxyDirect = m.proxies != nil && n.saved.Proxies.Direct
@@ -162,7 +163,9 @@ func (n *Node) statusPeers(s *localapi.Status, m *membership) {
 	s.Drops = carried.Drops
 	links := map[identity.AgentPublic]overlay.PeerStatus{}
 	for _, l := range carried.Peers {
-		links[l.Agent] = l
+		if l.Local == m.book.self {
+			links[l.Agent] = l
+		}
 	}
 	now := n.now()
 	for _, agent := range m.book.sortedPeers() {

@@ -64,6 +64,8 @@ func (n *Node) up(ctx context.Context, r localapi.UpRequest) (result localapi.Up
 	saved, running := n.saved, n.member != nil
 	n.mu.Unlock()
 	switch {
+	case !saved.member() && invite == nil && n.shared != nil:
+		return result, errUsage("an agent joins by an invite", "")
 	case !saved.member() && invite == nil:
 		if err := n.create(ctx, r); err != nil {
 			return result, err
@@ -162,8 +164,11 @@ func (n *Node) checkTUNLocked(want string) error {
 	default:
 		return errUsage(fmt.Sprintf("tun: %q is no mode", want), "modes are auto, kernel and userspace")
 	}
-	if n.member != nil && n.member.engine.tun != want {
-		return &localapi.Error{Code: localapi.CodeConflict, Message: "the network is up in " + n.member.engine.tun + " mode",
+	if n.member == nil {
+		return nil
+	}
+	if _, mode, _ := n.member.seat.describe(); mode != want {
+		return &localapi.Error{Code: localapi.CodeConflict, Message: "the network is up in " + mode + " mode",
 			Hint: "to change that: pilot down, then pilot up --tun=" + want}
 	}
 	return nil

@@ -229,8 +229,9 @@ func (o *Overlay) Gone(p underlay.Path) {
 	now := o.now()
 	o.mu.Lock()
 	defer o.unlock()
-	for _, r := range o.snap.Load().routes {
-		if l := r.link; l.addr == p.Remote.Addr() && l.current.Load() != nil {
+	snap := o.snap.Load()
+	for _, r := range snap.routes {
+		if l := r.link; l.carrier(snap) == p.Remote.Addr() && l.current.Load() != nil {
 			l.paths.Gone(now.at, p)
 			o.scheduleLocked(l, now.at)
 		}

@@ -206,3 +206,8 @@ func (c Caller) MayControl() bool {
 	}
 	return c.UID == 0 || c.UID == uint32(os.Geteuid()) || c.member
 }
+
+// Owns reports whether the caller is a user, or one of those who may do everything: root and the daemon's own user.
+func (c Caller) Owns(uid uint32) bool {
+	return c.Known && (c.UID == 0 || c.UID == uint32(os.Geteuid()) || c.UID == uid)
+}

@@ -113,3 +113,6 @@ func PeerCaller(c net.Conn) (Caller, error) {
 
 // MayControl says whether the caller may use the local API. Whoever could open the pipe may.
 func (c Caller) MayControl() bool { return c.Known }
+
+// Owns reports whether the caller is a user, or may do everything: whoever gets through the pipe may.
+func (c Caller) Owns(uint32) bool { return c.Known }

@@ -23,6 +23,8 @@ const maxAnswer = 16 << 20
 type ClientOptions struct {
 	// Dial connects to the daemon. It should check who owns the socket.
 	Dial func(ctx context.Context) (net.Conn, error)
+	// Acting is the agent of the daemon's that all requests are for; empty: its own.
+	Acting string
 	// Version is this program's. A daemon of another major version is asked for nothing but to end.
 	Version string
 	// Differs is told of a daemon of another minor version, with each of its answers.
@@ -114,6 +116,9 @@ func call[T any](ctx context.Context, c *Client, method, path string, body any) 
 	req.Header.Set("Content-Type", "application/json")
 	if c.opts.Version != "" {
 		req.Header.Set(VersionHeader, c.opts.Version)
+	}
+	if c.opts.Acting != "" {
+		req.Header.Set(ActingHeader, c.opts.Acting)
 	}
 	resp, err := c.http.Do(req)
 	if err != nil {

@@ -39,10 +39,24 @@ type Proxier interface {
 	Proxies(context.Context) (Proxies, error)
 }
 
+// Locals are the daemon's agents besides its own.
+type Locals interface {
+	// AddLocal makes one, which belongs to the caller.
+	AddLocal(ctx context.Context, caller net.Conn, r LocalRequest) (LocalAgent, error)
+	// RemoveLocal ends one for good, if it belongs to the caller.
+	RemoveLocal(ctx context.Context, caller net.Conn, name string) (LocalAgent, error)
+	ListLocals(ctx context.Context) (LocalList, error)
+	// Acting returns the API of one, if it belongs to the caller.
+	Acting(caller net.Conn, name string) (http.Handler, error)
+}
+
+// ActingHeader names the agent of the daemon's that a request is for; without it that is the daemon's own.
+const ActingHeader = "Pilot-Acting-As"
+
 // Caller decides by a connection who is calling. It returns an *Error to refuse.
 type Caller func(net.Conn) error
 
-// ServerOptions are what a Server needs. All but Metrics and Diagnoser are required.
+// ServerOptions are what a Server needs. All but Locals, Metrics and Diagnoser are required.
 type ServerOptions struct {
 	Daemon    Daemon
 	Trust     TrustLister
@@ -51,6 +65,7 @@ type ServerOptions struct {
 	Connector Connector
 	Publisher Publisher
 	Caller    Caller
+	Locals    Locals       // optional
 	Metrics   http.Handler // optional
 	// Diagnoser is optional: without one there is no such path.
 	Diagnoser Diagnoser
@@ -91,6 +106,17 @@ func NewServer(opts ServerOptions) *Server {
 	s.mux.Handle("POST /v1/serve", post(func(ctx context.Context, q ServeRequest) (ServeList, error) {
 		return opts.Publisher.Serve(ctx, q)
 	}))
+	if l := opts.Locals; l != nil {
+		s.mux.Handle("GET /v1/local", answer(func(r *http.Request) (any, error) { return l.ListLocals(r.Context()) }))
+		s.mux.Handle("POST /v1/local", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			post(func(ctx context.Context, q LocalRequest) (LocalAgent, error) {
+				return l.AddLocal(ctx, CallerConn(r.Context()), q)
+			}).ServeHTTP(w, r)
+		}))
+		s.mux.Handle("DELETE /v1/local/{name}", answer(func(r *http.Request) (any, error) {
+			return l.RemoveLocal(r.Context(), CallerConn(r.Context()), r.PathValue("name"))
+		}))
+	}
 	if opts.Metrics != nil {
 		s.mux.Handle("GET /metrics", opts.Metrics)
 	}
@@ -149,8 +175,33 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	r.Body = http.MaxBytesReader(w, r.Body, maxRequest)
-	s.mux.ServeHTTP(w, r)
+	name, as := r.Header[ActingHeader]
+	if !as {
+		s.mux.ServeHTTP(w, r)
+		return
+	}
+	api, err := s.acting(CallerConn(r.Context()), name)
+	if err != nil {
+		fail(w, err)
+		return
+	}
+	r.Header.Del(ActingHeader)
+	api.ServeHTTP(w, r)
 }
+
+// acting finds the API of another agent of the daemon's.
+func (s *Server) acting(caller net.Conn, name []string) (http.Handler, error) {
+	if s.opts.Locals == nil || len(name) != 1 {
+		return nil, &Error{Code: CodeUsage, Message: "one agent of this daemon may be named by " + ActingHeader}
+	}
+	return s.opts.Locals.Acting(caller, name[0])
+}
+
+// Admitted answers requests that another server has admitted, in place of Serve: see Locals.Acting. They end with Close.
+func (s *Server) Admitted() http.Handler { return s.mux }
+
+// Close ends the streams of a server that doesn't Serve.
+func (s *Server) Close() { s.streams.close() }
 
 func (s *Server) admit(r *http.Request) error {
 	for _, h := range []string{"Origin", "Referer", "Sec-Fetch-Site", "Sec-Fetch-Mode"} {

@@ -20,10 +20,14 @@
 //	GET    /v1/serve                          → ServeList
 //	POST   /v1/serve           ServeRequest   → ServeList     what the request was about
 //	POST   /v1/connect         ConnectRequest → a stream      see below
+//	GET    /v1/local                          → LocalList     the daemon's agents besides its own
+//	POST   /v1/local           LocalRequest   → LocalAgent    makes one, which belongs to the caller
+//	DELETE /v1/local/{name}                   → LocalAgent    ends it for good
 //	GET    /metrics            Prometheus text format
 //
 // Each answer has the header Pilot-Version, with the daemon's version. Within a major version daemon and clients understand
-// each other. Errors have a status of 4xx or 5xx and the body {"error":{"code":…,"message":…,"hint":…,"suggestion":…}}.
+// each other. A request with the header Pilot-Acting-As is for the agent of this daemon that it names, if that belongs to
+// the caller. Errors have a status of 4xx or 5xx and the body {"error":{"code":…,"message":…,"hint":…,"suggestion":…}}.
 //
 // connect wants the headers "Connection: Upgrade" and "Upgrade: pilot-stream". Once the other agent has accepted it is
 // answered with 101, and from then on the connection carries what is sent to the other agent and what comes from it: for tcp
