@@ -297,8 +297,8 @@ func TestSocketsArePunchedWithWithoutTheLock(t *testing.T) {
 		if p := hard.status(); p.Path.Relay != 0 || p.Path.Socket == 0 {
 			t.Errorf("%+v %+v", p.Path, p.Paths)
 		}
-		if under.asked.Load() < 2 || hard.host.Sockets() != 1 {
-			t.Errorf("asked %d times, %d sockets are open", under.asked.Load(), hard.host.Sockets())
+		if open := hard.host.Sockets(); under.asked.Load() < 2 || open < 1 || open > 5 { // those that answered
+			t.Errorf("asked %d times, %d sockets are open", under.asked.Load(), open)
 		}
 	})
 }

@@ -19,7 +19,8 @@ func (s *Set) Heard(now time.Duration, p underlay.Path) {
 	if w == nil {
 		return
 	}
-	if w.state != Proved || now-w.proof > quickEvery {
+	// One that is held down is asked at its own pace: between many answers one that does not come would not be noticed.
+	if w.state != Proved || !w.held(now) && now-w.proof > quickEvery {
 		s.soon(w, now)
 	}
 	// The one in use may not work any more. (Over a relay it came so because the peer has not found a better way yet.)
