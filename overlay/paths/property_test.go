@@ -311,7 +311,7 @@ func TestBackToTheRelay(t *testing.T) {
 						n.Drop(func(f, _ netip.AddrPort) bool { return f.Addr() == from && r.IntN(2) == 0 })
 						before := len(a.changes) + len(b.changes)
 						talk(a, b, 5*time.Minute)
-						if n := len(a.changes) + len(b.changes) - before; n > 16 {
+						if n := len(a.changes) + len(b.changes) - before; n > 20 {
 							t.Errorf("%d changes in five minutes", n)
 						}
 						return
