@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"net"
 	"path/filepath"
+	"runtime/debug"
 	"slices"
 	"strconv"
 	"strings"
@@ -19,6 +20,7 @@ import (
 	"github.com/pilot-protocol/pilot/coordinator/api"
 	"github.com/pilot-protocol/pilot/identity"
 	"github.com/pilot-protocol/pilot/node/localapi"
+	"github.com/pilot-protocol/pilot/platform"
 )
 
 const (
@@ -39,6 +41,11 @@ func (n *Node) Up(ctx context.Context, r localapi.UpRequest) (localapi.UpResult,
 		return localapi.UpResult{}, ctx.Err()
 	}
 	result, err := n.up(ctx, r)
+	// What coming up took, most of which is needed once, is given back: a daemon that has nothing to do should be small.
+	debug.FreeOSMemory()
+	if err := platform.Trim(); err != nil {
+		n.log.Debug("the program's pages stay in memory", "err", err)
+	}
 	return result, explain(err)
 }
 

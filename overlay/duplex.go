@@ -57,7 +57,7 @@ func newDuplex(o *Overlay) *duplex {
 	if waiter == nil {
 		return nil
 	}
-	return &duplex{under: under, waiter: waiter, first: len(descriptors), out: newOutbound(o, device), in: newInbound(o), bursts: newBursts()}
+	return &duplex{under: under, waiter: waiter, first: len(descriptors), out: newOutbound(o, device), in: newInbound(o), bursts: newBursts(firstBursts)}
 }
 
 func (d *duplex) run(ctx context.Context) error {
@@ -99,6 +99,7 @@ func (d *duplex) turn() error {
 		if err == nil && n > 0 {
 			received = true
 			err = d.in.receive(d.bursts[:n])
+			d.bursts = moreBursts(d.bursts, n)
 		}
 		if err != nil {
 			return err

@@ -7,6 +7,7 @@ import (
 	"hash/maphash"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/pilot-protocol/pilot/overlay/packet"
@@ -16,6 +17,7 @@ import (
 const (
 	flowBuckets = 4096 // power of two
 	flowWays    = 8
+	flowShards  = 128 // power of two
 
 	// verdictLife bounds how long an answer of the policy is used without asking again, so that the expiry of a consent
 	// takes effect without a timer. A new State is asked at once.
@@ -78,11 +80,14 @@ type question struct {
 
 // flowTable remembers which flows the policy allowed, so that each is asked once for each State, and answers come back.
 // It is a set-associative cache of fixed size: where a bucket is full the flow that was idle for longest makes room, and
-// is asked again if it wakes. Each bucket has its own lock, which only the packet loops take. Nothing allocates.
+// is asked again if it wakes. Each bucket has its own lock, which only the packet loops take. Nothing allocates, but
+// for the first flow of each shard: most nodes have few.
 type flowTable struct {
-	seed    maphash.Seed
-	buckets [flowBuckets]flowBucket
+	seed   maphash.Seed
+	shards [flowShards]atomic.Pointer[flowShard]
 }
+
+type flowShard [flowBuckets / flowShards]flowBucket
 
 type flowBucket struct {
 	mu    sync.Mutex
@@ -92,7 +97,14 @@ type flowBucket struct {
 func newFlowTable() *flowTable { return &flowTable{seed: maphash.MakeSeed()} }
 
 func (t *flowTable) bucket(k *flowKey) *flowBucket {
-	return &t.buckets[maphash.Bytes(t.seed, k[:])%flowBuckets]
+	hash := maphash.Bytes(t.seed, k[:])
+	place := &t.shards[hash%flowShards]
+	s := place.Load()
+	for s == nil {
+		place.CompareAndSwap(nil, new(flowShard))
+		s = place.Load()
+	}
+	return &s[hash/flowShards%(flowBuckets/flowShards)]
 }
 
 // permit answers for one packet between a local agent and a peer.

@@ -179,10 +179,13 @@ func TestFlowTableIsBounded(t *testing.T) {
 		}
 	}
 	used := 0
-	for i := range k.table.buckets {
-		for _, f := range k.table.buckets[i].flows {
-			if f.used {
-				used++
+	for i := range k.table.shards {
+		shard := k.table.shards[i].Load()
+		for j := range shard {
+			for _, f := range shard[j].flows {
+				if f.used {
+					used++
+				}
 			}
 		}
 	}

@@ -23,8 +23,14 @@ import (
 // packet inside is from the session's agent and for its local agent, ask the flow table, join what follows one another in a
 // flow, give it to the device.
 
-// receiveBurst is how many bursts are received at once. Only those that come make memory of it resident.
-const receiveBurst = 64
+const (
+	// receiveBurst is how many bursts are received at once, at most. Each may be 64 KiB long.
+	receiveBurst = 64
+	// firstBursts is for how many a loop has room until so many come at once: then it gets room for twice as many, a few
+	// times in its life. More than enoughBursts serve only where datagrams come one by one.
+	firstBursts  = 4
+	enoughBursts = 16
+)
 
 // inbound is the state of a loop from underlay to device.
 type inbound struct {
@@ -58,11 +64,12 @@ func newInbound(o *Overlay) *inbound {
 
 func (o *Overlay) inboundLoop(ctx context.Context, loop int) error {
 	b := newInbound(o)
-	bursts := newBursts()
+	bursts := newBursts(firstBursts)
 	for {
 		n, err := o.under.Receive(loop, bursts)
 		if err == nil {
 			err = b.receive(bursts[:n])
+			bursts = moreBursts(bursts, n)
 		}
 		if err != nil {
 			if ended(ctx, err) {
@@ -73,12 +80,25 @@ func (o *Overlay) inboundLoop(ctx context.Context, loop int) error {
 	}
 }
 
-func newBursts() []underlay.Burst {
-	bursts := make([]underlay.Burst, receiveBurst)
-	for i, buf := range buffers(receiveBurst, underlay.ReceiveSize) {
+func newBursts(n int) []underlay.Burst {
+	bursts := make([]underlay.Burst, n)
+	for i, buf := range buffers(n, underlay.ReceiveSize) {
 		bursts[i].Data = buf
 	}
 	return bursts
+}
+
+// moreBursts makes room for more after n came, if that is all there was room for.
+func moreBursts(bursts []underlay.Burst, n int) []underlay.Burst {
+	if n < len(bursts) || n >= receiveBurst {
+		return bursts
+	}
+	for i := range bursts {
+		if b := &bursts[i]; n >= enoughBursts && len(b.Data) > b.Size {
+			return bursts
+		}
+	}
+	return append(bursts, newBursts(min(n, receiveBurst-n))...)
 }
 
 // receive takes what came, and writes into it. Its error means that the device is closed.
