@@ -16,6 +16,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -109,10 +110,12 @@ func (u aliased) Send(p underlay.Path, datagrams [][]byte) error {
 	return u.Underlay.Send(renamed(p, alias, loopback4), datagrams)
 }
 
-func (u aliased) SendBurst(b *underlay.Burst) error {
-	c := *b
-	c.Path = renamed(b.Path, alias, loopback4)
-	return u.Underlay.SendBurst(&c)
+func (u aliased) SendBursts(bursts []underlay.Burst) (int, error) {
+	bursts = slices.Clone(bursts)
+	for i := range bursts {
+		bursts[i].Path = renamed(bursts[i].Path, alias, loopback4)
+	}
+	return u.Underlay.SendBursts(bursts)
 }
 
 func (u aliased) Receive(loop int, bursts []underlay.Burst) (int, error) {

@@ -130,6 +130,10 @@ func (u *memoryUnderlay) Send(p underlay.Path, datagrams [][]byte) error {
 	return nil
 }
 
+func (u *memoryUnderlay) SendBursts(bursts []underlay.Burst) (int, error) {
+	return underlay.SendEach(bursts, u.SendBurst)
+}
+
 func (u *memoryUnderlay) SendBurst(b *underlay.Burst) error {
 	if b.Path.Relay == 0 {
 		u.mu.Lock()

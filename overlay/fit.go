@@ -67,11 +67,11 @@ func (b *outbound) sealPacket(s *session, p []byte, flags noise.Flags, info *pac
 	return true
 }
 
-// refused handles what the underlay did not send.
-func (b *outbound) refused(err error) {
+// refused handles a burst that the underlay did not send.
+func (b *outbound) refused(err error, i int) {
 	b.o.counters.drop(DropSend)
 	if errors.Is(err, underlay.ErrTooBig) {
-		b.from.sizes.refuse(b.burst.Size)
-		b.o.wakes.add(b.from.link)
+		b.owners[i].sizes.refuse(b.ready[i].Size)
+		b.o.wakes.add(b.owners[i].link)
 	}
 }

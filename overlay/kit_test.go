@@ -109,6 +109,10 @@ func (w *world) arrive(from, to netip.AddrPort, d []byte) {
 	}
 }
 
+func (p *port) SendBursts(bursts []underlay.Burst) (int, error) {
+	return underlay.SendEach(bursts, p.SendBurst)
+}
+
 func (p *port) SendBurst(b *underlay.Burst) error {
 	return p.Send(b.Path, slices.Collect(b.Each))
 }

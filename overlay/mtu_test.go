@@ -304,6 +304,10 @@ func (r *refuser) Send(p underlay.Path, datagrams [][]byte) error {
 	return err
 }
 
+func (r *refuser) SendBursts(bursts []underlay.Burst) (int, error) {
+	return underlay.SendEach(bursts, r.SendBurst)
+}
+
 func (r *refuser) SendBurst(b *underlay.Burst) error {
 	var err error
 	for d := range b.Each {

@@ -32,6 +32,9 @@ const (
 	// device has more. A packet counts for perPacket bytes besides its own.
 	outBudget = 128 << 10
 	perPacket = 1 << 10
+	// maxReady is how many bursts, of small packets that do not fit one burst, are sent together at most: the first waits
+	// until the others are sealed.
+	maxReady = 16
 )
 
 // outbound is the state of the loop from device to underlay.
@@ -47,7 +50,12 @@ type outbound struct {
 	header tun.Header
 	cutter burst.Cutter
 
-	// The send buffer: sealed records of one path, of one length but for the last.
+	// The send buffer: bursts that are ready, and behind them the one that grows, of sealed records of one path, of one
+	// length but for the last.
+	buffer  []byte
+	ready   [maxReady]underlay.Burst
+	owners  [maxReady]*session // whose paths those are
+	count   int
 	burst   underlay.Burst
 	path    *underlay.Path // what burst.Path is a copy of
 	from    *session       // whose path it is
@@ -63,7 +71,8 @@ type outbound struct {
 
 func newOutbound(o *Overlay, device tun.Device) *outbound {
 	b := &outbound{o: o, device: device, in: make([]byte, tun.BufferSize)}
-	b.burst.Data = make([]byte, 0, max(underlay.MaxBurst, o.mtu+noise.Overhead))
+	b.buffer = make([]byte, 0, max(underlay.MaxBurst, o.mtu+noise.Overhead))
+	b.burst.Data = b.buffer
 	b.part = make([]byte, 0, parts.MaxPacket)
 	b.answers.init(o)
 	return b
@@ -213,6 +222,9 @@ func (o *Overlay) enqueue(l *link, p []byte) {
 // sealAll seals a packet, or the segments of a burst.
 func (b *outbound) sealAll(s *session, p []byte, h *tun.Header, info *packet.Info) {
 	if h.Kind != tun.KindPacket {
+		if b.count > 0 {
+			b.flush() // it may need all of the buffer
+		}
 		for segment := b.cutter.Next(); segment != nil; segment = b.cutter.Next() {
 			b.seal(s, segment, noise.FlagPartial)
 		}
@@ -249,10 +261,13 @@ func (b *outbound) record(s *session, plaintext []byte, flags noise.Flags, class
 	u := &b.burst
 	if len(u.Data) > 0 && (b.full || size > u.Size || path != b.path || class != u.Class ||
 		b.records == underlay.MaxSegments || len(u.Data)+size > underlay.MaxBurst) {
+		b.finish()
+	}
+	if len(u.Data)+size > cap(u.Data) {
 		b.flush()
 	}
 	if s != b.session {
-		b.count()
+		b.tell()
 		b.session = s
 	}
 	data, err := s.noise.Seal(u.Data, flags, plaintext)
@@ -269,23 +284,37 @@ func (b *outbound) record(s *session, plaintext []byte, flags noise.Flags, class
 	return true
 }
 
-// flush sends the send buffer.
-func (b *outbound) flush() {
-	b.count()
+// finish puts the burst that grows behind those that are ready.
+func (b *outbound) finish() {
 	if len(b.burst.Data) == 0 {
 		return
 	}
 	if z := &b.from.sizes; b.burst.Size > pmtu.Least && !z.long.Load() {
 		z.long.Store(true)
 	}
-	if err := b.o.under.SendBurst(&b.burst); err != nil {
-		b.refused(err)
+	b.ready[b.count], b.owners[b.count] = b.burst, b.from
+	b.count++
+	b.burst.Data, b.records, b.full = b.burst.Data[len(b.burst.Data):], 0, false
+	if b.count == maxReady {
+		b.flush()
 	}
-	b.burst.Data, b.records, b.full = b.burst.Data[:0], 0, false
 }
 
-// count tells the link's counters what was sealed.
-func (b *outbound) count() {
+// flush sends the send buffer.
+func (b *outbound) flush() {
+	b.tell()
+	b.finish()
+	for first := 0; first < b.count; {
+		n, err := b.o.under.SendBursts(b.ready[first:b.count])
+		if first += n; err != nil {
+			b.refused(err, first-1)
+		}
+	}
+	b.count, b.burst.Data = 0, b.buffer
+}
+
+// tell tells the link's counters what was sealed.
+func (b *outbound) tell() {
 	if b.session == nil {
 		return
 	}

@@ -40,9 +40,10 @@ import (
 type Underlay interface {
 	// Send sends datagrams along a path, in order. It does not keep them.
 	Send(p underlay.Path, datagrams [][]byte) error
-	// SendBurst sends the datagrams of a burst, of at most underlay.MaxBurst bytes and underlay.MaxSegments datagrams. It
-	// does not keep it.
-	SendBurst(b *underlay.Burst) error
+	// SendBursts sends bursts, each of at most underlay.MaxBurst bytes and underlay.MaxSegments datagrams, in their order
+	// until one is refused. It returns how many it has dealt with: where there is an error it is about the last of those.
+	// It does not keep them.
+	SendBursts(bursts []underlay.Burst) (int, error)
 	// Receive waits for datagrams of one loop, and fills bursts; the error is net.ErrClosed after Close.
 	Receive(loop int, bursts []underlay.Burst) (int, error)
 	// Accept takes a datagram that is no record and no handshake: see underlay.Underlay. It does not keep it.

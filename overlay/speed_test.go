@@ -4,6 +4,7 @@ package overlay
 
 import (
 	"bytes"
+	"encoding/binary"
 	"net"
 	"net/netip"
 	"testing"
@@ -34,6 +35,10 @@ func (s *sink) Send(_ underlay.Path, datagrams [][]byte) error {
 		}
 	}
 	return nil
+}
+
+func (s *sink) SendBursts(bursts []underlay.Burst) (int, error) {
+	return underlay.SendEach(bursts, s.SendBurst)
 }
 
 func (s *sink) SendBurst(b *underlay.Burst) error {
@@ -228,17 +233,51 @@ func TestBatchesByPath(t *testing.T) {
 	}
 }
 
+// What differs in length travels in several bursts, which leave together, in the order in which they came.
+func TestBurstsOfMixedLengths(t *testing.T) {
+	s := newStill(t).connect()
+	counter := &batchCounter{sink: s.sa}
+	s.a.under = counter
+	s.sa.keep = true
+	var packets [][]byte
+	for i := range 64 {
+		packets = append(packets, s.burst(1, 100+100*(i%3))...)
+	}
+	out := newOutbound(s.a, s.a.device)
+	sendAll(out, packets)
+	if counter.datagrams != len(packets) || counter.calls > 4 {
+		t.Errorf("%d calls for %d datagrams", counter.calls, counter.datagrams)
+	}
+	last := uint64(0)
+	for i, d := range s.sa.datagrams {
+		n := binary.BigEndian.Uint64(d[8:16])
+		if i > 0 && n != last+1 {
+			t.Fatalf("datagram %d has counter %d behind %d", i, n, last)
+		}
+		last = n
+	}
+	if len(s.sa.datagrams) != len(packets) {
+		t.Errorf("%d datagrams of %d", len(s.sa.datagrams), len(packets))
+	}
+	s.sa.keep = false
+	if n := testing.AllocsPerRun(30, func() { sendAll(out, packets) }); n != 0 {
+		t.Errorf("%v allocations", n)
+	}
+}
+
 type batchCounter struct {
 	*sink
 	calls, datagrams int
 }
 
-func (c *batchCounter) SendBurst(b *underlay.Burst) error {
+func (c *batchCounter) SendBursts(bursts []underlay.Burst) (int, error) {
 	c.calls++
-	for range b.Each {
-		c.datagrams++
+	for i := range bursts {
+		for range bursts[i].Each {
+			c.datagrams++
+		}
 	}
-	return c.sink.SendBurst(b)
+	return c.sink.SendBursts(bursts)
 }
 
 func BenchmarkOverlaySend(b *testing.B) {

@@ -29,6 +29,10 @@ func (p *stuckPort) Send(path underlay.Path, datagrams [][]byte) error {
 	return p.port.Send(path, datagrams)
 }
 
+func (p *stuckPort) SendBursts(bursts []underlay.Burst) (int, error) {
+	return underlay.SendEach(bursts, p.SendBurst)
+}
+
 func (p *stuckPort) SendBurst(b *underlay.Burst) error {
 	if p.stuck.Load() && b.Path.Remote == p.to {
 		time.Sleep(stuckPatience) // virtual

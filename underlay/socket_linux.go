@@ -274,6 +274,66 @@ func (s *socket) sendOne(remote netip.AddrPort, local netip.Addr, d []byte, clas
 	return err
 }
 
+// sendMany sends bursts from this socket, with one sendmmsg(2) for up to sendBatch of them. What that refuses is sent as if
+// it were alone: there is what to do about each error.
+func (s *socket) sendMany(bursts []Burst) (done int, err error) {
+	for done < len(bursts) && err == nil {
+		done += s.messages(bursts[done:])
+		if done < len(bursts) {
+			b := &bursts[done]
+			remote, local := endsOf(&b.Path)
+			err = s.send(remote, local, b)
+			done++
+		}
+	}
+	return done, err
+}
+
+// sendBatch bounds what messages puts on its stack.
+const sendBatch = 16
+
+// messages sends what it can of the first bursts without waiting, and returns how many that were.
+func (s *socket) messages(bursts []Burst) int {
+	// Nothing here may point to these through a pointer: they would be allocated.
+	var headers [sendBatch]unix.Mmsghdr
+	var vectors [sendBatch]unix.Iovec
+	var names [sendBatch][nameSize]byte
+	var controls [sendBatch][controlSize]byte
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	n := 0
+	for n < min(len(bursts), sendBatch) {
+		b := &bursts[n]
+		segment := 0
+		if len(b.Data) > b.Size {
+			if segment = b.Size; !s.gso.Load() {
+				break
+			}
+		}
+		if len(b.Data) > 0 {
+			vectors[n].Base = &b.Data[0]
+			vectors[n].SetLen(len(b.Data))
+		}
+		remote, local := endsOf(&b.Path)
+		headers[n].Hdr.Name, headers[n].Hdr.Namelen = &names[n][0], encodeName(&names[n], remote, s.v6)
+		headers[n].Hdr.Iov = &vectors[n]
+		headers[n].Hdr.SetIovlen(1)
+		if used := encodeControl(&controls[n], local, segment, b.Class, s.v6); used > 0 {
+			headers[n].Hdr.Control = &controls[n][0]
+			headers[n].Hdr.SetControllen(used)
+		}
+		n++
+	}
+	if n == 0 || s.closed {
+		return 0
+	}
+	sent, _, errno := unix.RawSyscall6(unix.SYS_SENDMMSG, uintptr(s.fd), uintptr(unsafe.Pointer(&headers[0])), uintptr(n), unix.MSG_DONTWAIT, 0, 0)
+	if errno != 0 {
+		return 0
+	}
+	return int(sent)
+}
+
 // message is one sendmsg(2).
 func (s *socket) message(remote netip.AddrPort, local netip.Addr, data []byte, segment int, class uint8) error {
 	var name [nameSize]byte

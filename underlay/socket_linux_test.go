@@ -4,7 +4,10 @@ package underlay
 
 import (
 	"bytes"
+	"errors"
+	"net"
 	"net/netip"
+	"slices"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -69,6 +72,60 @@ func TestBurstsArriveWhole(t *testing.T) {
 	}
 }
 
+// What differs in length, class, path or family leaves in its order; what can't be sent is told, and ends nothing else.
+func TestManyBursts(t *testing.T) {
+	a, b := open(t), open(t)
+	v4 := Path{Remote: netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), b.Port())}
+	mapped := Path{Remote: netip.AddrPortFrom(netip.MustParseAddr("::ffff:127.0.0.1"), b.Port())}
+	stale := Path{Remote: v4.Remote, Local: netip.MustParseAddr("192.0.2.77")}
+	for _, gso := range []bool{true, false} {
+		for _, s := range a.sockets {
+			s.gso.Store(gso)
+		}
+		var all []Burst
+		var want [][]byte
+		add := func(p Path, count, size, last int) {
+			u := burstOf(p, count, size, last)
+			u.Class = uint8(len(all)) << 2
+			all = append(all, *u)
+			for d := range u.Each {
+				want = append(want, d)
+			}
+		}
+		for i := range 2*sendBatch + 3 {
+			add([]Path{v4, mapped, stale}[i%3], 1+i%4, 100+i, 50)
+		}
+		if done, err := a.SendBursts(all); done != len(all) || err != nil {
+			t.Fatalf("%d of %d, %v", done, len(all), err)
+		}
+		got, classes := receiveAll(t, b, false, len(want))
+		if !slices.EqualFunc(got, want, bytes.Equal) || len(classes) != len(all) {
+			t.Errorf("gso %v: %d datagrams instead of %d, %d classes", gso, len(got), len(want), len(classes))
+		}
+	}
+	refused := *burstOf(Path{Remote: v4.Remote, Relay: 9}, 1, 10, 10)
+	far := *burstOf(Path{Remote: netip.MustParseAddrPort("255.255.255.255:9")}, 1, 10, 10) // EACCES
+	good := *burstOf(v4, 1, 10, 10)
+	for _, bad := range []Burst{refused, far} {
+		all := []Burst{good, good, bad, good}
+		if done, err := a.SendBursts(all); done != 3 || err == nil {
+			t.Fatalf("%d, %v", done, err)
+		}
+		if done, err := a.SendBursts(all[3:]); done != 1 || err != nil {
+			t.Fatalf("%d, %v", done, err)
+		}
+		if got, _ := receiveAll(t, b, false, 3); len(got) != 3 {
+			t.Errorf("%d datagrams", len(got))
+		}
+	}
+	if err := a.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if done, err := a.SendBursts([]Burst{good, good}); done != 1 || !errors.Is(err, net.ErrClosed) {
+		t.Errorf("after Close: %d, %v", done, err)
+	}
+}
+
 func TestBurstFromAnAddressThatMovedAway(t *testing.T) {
 	a, b := open(t), open(t)
 	path := Path{Remote: netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), b.Port()), Local: netip.MustParseAddr("192.0.2.77")}
@@ -84,12 +141,16 @@ func TestBurstsDoNotAllocate(t *testing.T) {
 	a, b := open(t), open(t)
 	host := netip.MustParseAddr("127.0.0.1")
 	out := burstOf(Path{Remote: netip.AddrPortFrom(host, b.Port()), Local: host}, 40, 1400, 1000)
+	small := []Burst{*burstOf(out.Path, 1, 100, 100), *burstOf(out.Path, 2, 200, 100), *burstOf(out.Path, 1, 7, 7)}
 	in, loop := arena(8), b.loopOf(false)
 	if n := testing.AllocsPerRun(200, func() {
 		if err := a.SendBurst(out); err != nil {
 			t.Fatal(err)
 		}
-		for got := 0; got < len(out.Data); {
+		if _, err := a.SendBursts(small); err != nil {
+			t.Fatal(err)
+		}
+		for got := 0; got < len(out.Data)+407; {
 			n, err := b.Receive(loop, in)
 			if err != nil {
 				t.Fatal(err)

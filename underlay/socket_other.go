@@ -105,6 +105,16 @@ func (s *socket) send(remote netip.AddrPort, local netip.Addr, b *Burst) error {
 	return first
 }
 
+func (s *socket) sendMany(bursts []Burst) (int, error) {
+	for i := range bursts {
+		remote, local := endsOf(&bursts[i].Path)
+		if err := s.send(remote, local, &bursts[i]); err != nil {
+			return i + 1, err
+		}
+	}
+	return len(bursts), nil
+}
+
 // source returns the control message that makes the kernel send from our address, nil where it may choose.
 func (s *socket) source(local netip.Addr) []byte {
 	if !local.IsValid() || local.Is6() != s.v6 {

@@ -265,19 +265,67 @@ func (u *Underlay) SendBurst(b *Burst) error {
 	return u.sendDirect(b)
 }
 
+// SendBursts is SendBurst for several, with fewer system calls where the system has such. They leave in their order until one
+// is refused: SendBursts returns how many it has dealt with, and an error is about the last of those.
+func (u *Underlay) SendBursts(bursts []Burst) (done int, err error) {
+	for done < len(bursts) && err == nil {
+		if n := u.alike(bursts[done:]); n > 1 {
+			n, err = u.socketFor(&bursts[done].Path).sendMany(bursts[done : done+n])
+			done += n
+			continue
+		}
+		err = u.SendBurst(&bursts[done])
+		done++
+	}
+	return done, err
+}
+
+// SendEach is SendBursts by means of a SendBurst.
+func SendEach(bursts []Burst, send func(*Burst) error) (int, error) {
+	for i := range bursts {
+		if err := send(&bursts[i]); err != nil {
+			return i + 1, err
+		}
+	}
+	return len(bursts), nil
+}
+
+// alike is how many of the first bursts one of the node's own sockets sends.
+func (u *Underlay) alike(bursts []Burst) (n int) {
+	s := u.socketFor(&bursts[0].Path)
+	for n < len(bursts) && s != nil && u.socketFor(&bursts[n].Path) == s {
+		n++
+	}
+	return n
+}
+
+// socketFor is the one of the node's own sockets that a path leaves from, or nil.
+func (u *Underlay) socketFor(p *Path) *socket {
+	switch a := p.Remote.Addr(); {
+	case p.Relay != 0 || p.Socket != 0:
+		return nil
+	case a.Is4() || a.Is4In6():
+		return u.v4
+	}
+	return u.v6
+}
+
 // sendDirect sends from the node's port.
 func (u *Underlay) sendDirect(b *Burst) error {
-	remote, local := b.Path.Remote, b.Path.Local
-	s := u.v6
-	if remote.Addr().Is4() || remote.Addr().Is4In6() {
-		s = u.v4
-		remote = netip.AddrPortFrom(remote.Addr().Unmap(), remote.Port())
-		local = local.Unmap()
-	}
+	s := u.socketFor(&b.Path)
 	if s == nil {
 		return ErrFamily
 	}
+	remote, local := endsOf(&b.Path)
 	return s.send(remote, local, b)
+}
+
+// endsOf returns a path's addresses, those of IPv4 written as such.
+func endsOf(p *Path) (remote netip.AddrPort, local netip.Addr) {
+	if !p.Remote.Addr().Is4In6() {
+		return p.Remote, p.Local
+	}
+	return unmapped(p.Remote), p.Local.Unmap()
 }
 
 // Receive waits for datagrams of one of the loops. Each burst's Data must have a capacity of

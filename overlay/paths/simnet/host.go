@@ -155,6 +155,11 @@ func (h *Host) Send(p underlay.Path, datagrams [][]byte) error {
 	return nil
 }
 
+// SendBursts sends the datagrams of bursts.
+func (h *Host) SendBursts(bursts []underlay.Burst) (int, error) {
+	return underlay.SendEach(bursts, h.SendBurst)
+}
+
 // SendBurst sends the datagrams of a burst.
 func (h *Host) SendBurst(b *underlay.Burst) error {
 	var all [][]byte
