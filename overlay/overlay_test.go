@@ -35,6 +35,7 @@ func TestPacketsCross(t *testing.T) {
 		if e, ok := nextEvent[SessionUp](a, 0); !ok || e.Agent != b.key.Public() || e.Path.Remote.String() != addrB {
 			t.Errorf("event %+v %v", e, ok)
 		}
+		synctest.Wait() // the loop counts what it has delivered
 		st := a.o.Status().Peers[0]
 		if st.State != StateUp || st.TxPackets != 1 || st.RxPackets != 1 || st.TxBytes != uint64(len(out)) || st.RxBytes != uint64(len(back)) {
 			t.Errorf("status %+v", st)
