@@ -317,7 +317,12 @@ func TestPeersAreSignalled(t *testing.T) {
 	a.under().mu.Unlock()
 	ctx, cancel := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
-	wg.Go(func() { _, _ = a.Ping(ctx, localapi.PingRequest{Target: "warehouse"}) })
+	// More than once: if the nodes have called each other already, the next call has to wait.
+	wg.Go(func() {
+		for ctx.Err() == nil {
+			_, _ = a.Ping(ctx, localapi.PingRequest{Target: "warehouse"})
+		}
+	})
 	eventually(t, "b reaches out to a", func() bool { return b.under().sentTo(outside) > 0 })
 	cancel()
 	wg.Wait()
