@@ -16,12 +16,17 @@ import (
 
 func (p *program) agentsCommand() *cli.Command {
 	return &cli.Command{
-		Name: "agents", Usage: "list the agents that you may see",
+		Name: "agents", Usage: "list the agents that you may see, or those of this daemon",
+		Flags:       []cli.Flag{&cli.BoolFlag{Name: "local", Usage: "list the agents of this daemon besides its own"}},
+		Subcommands: []*cli.Command{p.agentsAdd(), p.agentsRemove()},
 		Description: manual{
 			about: `Lists this agent and those with whom there is a consent in either direction. Nobody is shown the whole network.
 
-` + trustStates,
-			examples: []string{"pilot agents", "pilot agents --json | jq -r '.agents[].fqdn'"},
+` + trustStates + `
+
+` + aboutLocal + ` With --local those are listed, with the user ids of
+their owners; the JSON is then {"agents": [...]} of what "pilot agents add" prints.`,
+			examples: []string{"pilot agents", "pilot agents --local", "pilot agents --json | jq -r '.agents[].fqdn'"},
 			exits:    []int{localapi.ExitNotRunning, localapi.ExitForbidden, localapi.ExitUnreachable},
 			result:   reflect.TypeFor[localapi.AgentList](),
 		}.String(),
@@ -45,6 +50,9 @@ func (p *program) agents(c *cli.Context) error {
 	client, err := p.client(c)
 	if err != nil {
 		return err
+	}
+	if c.Bool("local") {
+		return p.listLocals(c, client)
 	}
 	list, err := ask(c.Context, askLimit, client.Agents)
 	if err != nil {

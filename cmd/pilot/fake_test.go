@@ -246,7 +246,7 @@ func (d *fakeDaemon) serve(ctx context.Context, socket string) error {
 	}
 	ctx, d.stop = context.WithCancel(ctx)
 	defer d.stop()
-	s := localapi.NewServer(localapi.ServerOptions{Daemon: d, Trust: d, Checker: d, Proxies: d, Connector: d, Publisher: d,
+	s := localapi.NewServer(localapi.ServerOptions{Daemon: d, Trust: d, Checker: d, Proxies: d, Connector: d, Publisher: d, Locals: d,
 		Caller: func(net.Conn) error { return nil },
 		Log:    slog.New(slog.DiscardHandler), Version: d.version, Diagnoser: d, Metrics: http.HandlerFunc(d.metrics)})
 	return s.Serve(ctx, l)
@@ -282,4 +282,48 @@ func newFakeNode(socket, trouble string) (runner, error) {
 		os.Exit(2)
 	}
 	return nil, errors.New("unknown trouble " + trouble)
+}
+
+func (d *fakeDaemon) local(name string) localapi.LocalAgent {
+	return localapi.LocalAgent{
+		Name: name, State: localapi.StateUp, Owner: 1000, FQDN: name + ".pilot.internal", Address: addr("c"), Key: identity.AgentPublic{4},
+		Peers: 2, Sessions: 1, RxBytes: 100, TxBytes: 200,
+	}
+}
+
+func (d *fakeDaemon) AddLocal(_ context.Context, _ net.Conn, r localapi.LocalRequest) (localapi.LocalAgent, error) {
+	if r.Name == "taken" {
+		return localapi.LocalAgent{}, d.fail(localapi.CodeConflict, "this daemon has an agent taken already", "see them all: pilot agents --local")
+	}
+	if r.Invite != "" && r.SOCKS5 != "127.0.0.1:0" {
+		return localapi.LocalAgent{}, d.fail(localapi.CodeUsage, "the flags did not arrive", "")
+	}
+	return d.local(r.Name), nil
+}
+
+func (d *fakeDaemon) RemoveLocal(_ context.Context, _ net.Conn, name string) (localapi.LocalAgent, error) {
+	if name != "researcher" {
+		return localapi.LocalAgent{}, d.fail(localapi.CodeForbidden, "you may not act as that agent", "")
+	}
+	return d.local(name), nil
+}
+
+func (d *fakeDaemon) ListLocals(context.Context) (localapi.LocalList, error) {
+	broken := localapi.LocalAgent{Name: "broken", State: localapi.StateDown, Error: &localapi.Problem{Code: localapi.CodeStateDamaged, Message: d.text("it is damaged")}}
+	return localapi.LocalList{Agents: []localapi.LocalAgent{broken, d.local("researcher")}}, nil
+}
+
+// Acting lets the caller act as "researcher", who is like the daemon's own agent but for its name.
+func (d *fakeDaemon) Acting(_ net.Conn, name string) (http.Handler, error) {
+	if name != "researcher" {
+		return nil, d.fail(localapi.CodeForbidden, "you may not act as that agent", "")
+	}
+	return localapi.NewServer(localapi.ServerOptions{Daemon: acting{d}, Trust: d, Checker: d, Proxies: d, Connector: d, Publisher: d,
+		Log: slog.New(slog.DiscardHandler)}).Admitted(), nil
+}
+
+type acting struct{ *fakeDaemon }
+
+func (acting) Agents(context.Context) (localapi.AgentList, error) {
+	return localapi.AgentList{Agents: []localapi.Agent{{Name: "researcher", Address: addr("c"), Trust: localapi.TrustSelf, Online: true}}}, nil
 }

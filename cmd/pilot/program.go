@@ -122,6 +122,7 @@ func globalFlags() []cli.Flag {
 	return []cli.Flag{
 		&cli.BoolFlag{Name: "json", Usage: "print JSON on standard output, errors included"},
 		&cli.StringFlag{Name: "state", EnvVars: []string{"PILOT_STATE"}, Usage: "the daemon's state folder `DIR`; its socket is found by it (default: your own daemon's, or else the system's)"},
+		&cli.StringFlag{Name: "agent", EnvVars: []string{"PILOT_AGENT"}, Usage: "act as the agent `NAME` of the daemon, which you added by \"pilot agents add\" (default: the daemon's own)"},
 		&cli.BoolFlag{Name: "help", Usage: "explain the command"},
 	}
 }
@@ -169,12 +170,14 @@ func (p *program) client(c *cli.Context) (*localapi.Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	return p.clientAt(p.sys.SocketPath(dir)), nil
+	return p.clientAs(p.sys.SocketPath(dir), c.String("agent")), nil
 }
 
-func (p *program) clientAt(socket string) *localapi.Client {
+func (p *program) clientAt(socket string) *localapi.Client { return p.clientAs(socket, "") }
+
+func (p *program) clientAs(socket, agent string) *localapi.Client {
 	return localapi.NewClient(localapi.ClientOptions{
-		Version: p.ownVersion(),
+		Version: p.ownVersion(), Acting: agent,
 		Differs: func(daemon string) {
 			p.differs.Do(func() {
 				fmt.Fprintf(p.stderr, "pilot: warning: this is pilot %s, and the daemon that runs is %s\nhint: restart the daemon: pilot down, then pilot up\n",

@@ -89,7 +89,7 @@ func (p *program) relay(c *cli.Context) error {
 	if err := checkRelay(coordinator.RelayOptions{Name: o.Name, Region: o.Region}); err != nil {
 		return err
 	}
-	text, err := p.readInvite(c)
+	text, err := p.readInvite(c.Args().First(), c.String("invite-file"))
 	if err != nil {
 		return err
 	}

@@ -80,7 +80,7 @@ func (p *program) up(c *cli.Context) error {
 	if err := positional(c, 0, 1); err != nil {
 		return err
 	}
-	invite, err := p.readInvite(c)
+	invite, err := p.readInvite(c.Args().First(), c.String("invite-file"))
 	if err != nil {
 		return err
 	}
@@ -253,8 +253,7 @@ func upSource(r localapi.UpResult) string {
 }
 
 // readInvite returns the invite of the call, from wherever it comes; empty where there is none.
-func (p *program) readInvite(c *cli.Context) (string, error) {
-	text, file := c.Args().First(), c.String("invite-file")
+func (p *program) readInvite(text, file string) (string, error) {
 	switch {
 	case text != "" && file != "":
 		return "", usage("the invite is given twice: as an argument and by --invite-file")
