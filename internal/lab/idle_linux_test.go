@@ -113,7 +113,7 @@ func snapshotCosts(t *testing.T, nodes []*Site) []costs {
 }
 
 // processorTime is what all threads of a process have used, in nanoseconds by the scheduler's account.
-func processorTime(t *testing.T, pid int) time.Duration {
+func processorTime(t testing.TB, pid int) time.Duration {
 	t.Helper()
 	threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", pid))
 	if err != nil || len(threads) == 0 {
