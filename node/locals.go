@@ -113,7 +113,7 @@ func (n *Node) openLocal(e *engine, name string, owner *uint32) *local {
 	l := &local{name: name, ctx: ctx, cancel: cancel, ended: make(chan struct{})}
 	log := n.log.With("local", name)
 	node, err := newNode(Options{
-		StateDir: n.localDir(name), Version: n.opts.Version, Log: log, Now: n.now, System: n.system,
+		StateDir: n.localDir(name), Version: n.opts.Version, Log: log, Now: n.now, System: n.system, Sealing: n.opts.Sealing,
 	}, e)
 	if err != nil {
 		l.failed = err

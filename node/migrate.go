@@ -26,7 +26,7 @@ type step func(fields) error
 // that exist. All files have the same version, so that one that was forgotten shows; most steps have nothing to do.
 func steps(name string) [stateVersion - 1]step {
 	nothing := func(fields) error { return nil }
-	all := [stateVersion - 1]step{nothing, nothing}
+	all := [stateVersion - 1]step{nothing, nothing, nothing}
 	if name == nodeFile {
 		all[2-1] = kernelOnly
 	}
@@ -81,6 +81,8 @@ func contentOf(name string) any {
 		return new(savedAgent)
 	case tunnelFile:
 		return new(savedTunnels)
+	case proxyFile:
+		return new(savedPassword)
 	}
 	return new(savedNode)
 }
@@ -97,7 +99,7 @@ const bakSuffix = ".bak"
 
 // migrateAll brings the files of the folder to this version. One that can't be is left as it is, and so are those after it.
 func (f folder) migrateAll() error {
-	for _, name := range []string{agentFile, tunnelFile, nodeFile} {
+	for _, name := range []string{agentFile, tunnelFile, proxyFile, nodeFile} {
 		if err := f.migrateFile(name, platform.WriteFileAtomic); err != nil {
 			return err
 		}

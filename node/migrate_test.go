@@ -110,7 +110,7 @@ func TestMigrationCutShort(t *testing.T) {
 				t.Fatal(err)
 			}
 			writes := 0
-			err = folder{dir}.migrateFile(name, func(path string, data []byte, perm fs.FileMode) error {
+			err = newFolder(dir, nil).migrateFile(name, func(path string, data []byte, perm fs.FileMode) error {
 				if writes == at {
 					return cut
 				}

@@ -45,6 +45,8 @@ type Options struct {
 	System   System // nil: this host
 	// Caller decides who may use the local API; nil: root, the daemon's own user, and the group "pilot".
 	Caller localapi.Caller
+	// Sealing is what keys may be sealed with; nil: what this system offers.
+	Sealing Sealing
 	// Egress is what the program of a sandbox may reach outside of the network; nil: there is no sandbox.
 	Egress Egress
 	// Who says who is calling; nil: as the socket tells.
@@ -141,6 +143,9 @@ func newNode(o Options, shared *engine) (*Node, error) {
 	if o.System == nil {
 		o.System = host{stateDir: o.StateDir, log: o.Log}
 	}
+	if o.Sealing == nil {
+		o.Sealing = platform.SystemSealer
+	}
 	if o.Caller == nil {
 		o.Caller = mayControl
 	}
@@ -150,15 +155,12 @@ func newNode(o Options, shared *engine) (*Node, error) {
 	if err := platform.SecureDir(o.StateDir, 0o700); err != nil {
 		return nil, explain(err)
 	}
-	unlock, err := platform.LockFile(filepath.Join(o.StateDir, lockFile))
-	if errors.Is(err, platform.ErrLocked) {
-		return nil, &localapi.Error{Code: localapi.CodeStateLocked, Message: "another daemon uses " + o.StateDir, Hint: "stop it with: pilot down"}
-	}
+	unlock, err := lockState(o.StateDir)
 	if err != nil {
-		return nil, explain(err)
+		return nil, err
 	}
 	n := &Node{
-		opts: o, log: o.Log, recent: kept, now: o.Now, system: o.System, shared: shared, folder: folder{o.StateDir}, unlock: unlock,
+		opts: o, log: o.Log, recent: kept, now: o.Now, system: o.System, shared: shared, folder: newFolder(o.StateDir, o.Sealing), unlock: unlock,
 		tasks: make(chan func(context.Context) error), stop: make(chan struct{}), upLock: make(chan struct{}, 1), serveLock: make(chan struct{}, 1),
 		locals: newLocals(),
 	}
@@ -166,6 +168,15 @@ func newNode(o Options, shared *engine) (*Node, error) {
 		return nil, errors.Join(err, unlock())
 	}
 	return n, nil
+}
+
+// lockState keeps others from using the folder.
+func lockState(dir string) (unlock func() error, err error) {
+	unlock, err = platform.LockFile(filepath.Join(dir, lockFile))
+	if errors.Is(err, platform.ErrLocked) {
+		return nil, &localapi.Error{Code: localapi.CodeStateLocked, Message: "another daemon uses " + dir, Hint: "stop it with: pilot down"}
+	}
+	return unlock, explain(err)
 }
 
 // load reads what an earlier run saved.
@@ -238,7 +249,7 @@ func (n *Node) Run(ctx context.Context) error {
 	}
 	server := localapi.NewServer(localapi.ServerOptions{
 		Daemon: n, Trust: n, Checker: n, Proxies: n, Connector: n, Publisher: n, Locals: n, Caller: n.opts.Caller, Metrics: n.metrics(), Log: n.log,
-		Version: n.opts.Version, Diagnoser: n,
+		Version: n.opts.Version, Diagnoser: n, Keys: n,
 	})
 	return n.runTasks(ctx, func(ctx context.Context) error { return server.Serve(ctx, listener) })
 }

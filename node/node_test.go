@@ -397,7 +397,7 @@ func TestAbuse06SecretsStayHome(t *testing.T) {
 	}
 	seeds := [][32]byte{invite.Key.Seed()}
 	for _, d := range []*daemon{a, b} {
-		f := folder{d.dir}
+		f := newFolder(d.dir, nil)
 		key, err := f.agentKey(nil)
 		if err != nil {
 			t.Fatal(err)

@@ -7,6 +7,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -653,7 +654,7 @@ func TestStateOfEarlierVersion(t *testing.T) {
 		defer n.mu.Unlock()
 		return n.member.book.pass.ValidAt(time.Now()) == nil
 	})
-	if text, err = os.ReadFile(file); err != nil || !bytes.Contains(text, []byte(`"version": 3`)) || !bytes.Contains(text, []byte(`"relay_pass"`)) ||
+	if text, err = os.ReadFile(file); err != nil || !bytes.Contains(text, fmt.Appendf(nil, `"version": %d`, stateVersion)) || !bytes.Contains(text, []byte(`"relay_pass"`)) ||
 		!bytes.Contains(text, []byte(`"tun": "kernel"`)) {
 		t.Errorf("%v:\n%s", err, text)
 	}

@@ -150,7 +150,7 @@ func TestProxiesAreChosen(t *testing.T) {
 // A password that was cut is not taken for one.
 func TestProxyPasswordDamaged(t *testing.T) {
 	for _, text := range []string{`{"version":3,"password":"short"}`, `{"version":3`, `{"version":3,"password":""}`} {
-		f := folder{stateDir(t)}
+		f := newFolder(stateDir(t), nil)
 		if err := os.WriteFile(filepath.Join(f.dir, proxyFile), []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}

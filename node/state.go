@@ -20,8 +20,8 @@ import (
 // stateVersion is written into each file. A file with a higher one was written by a newer pilot and is left alone; those with
 // lower ones are brought to this one at the start, by the steps in migrate.go; each version has its files in testdata.
 // 2: relays, and jurisdictions to avoid. 3: how packets get to programs, proxies, published ports, and a pass for relays; without
-// one a node asks for it at once.
-const stateVersion = 3
+// one a node asks for it at once. 4: keys may be sealed.
+const stateVersion = 4
 
 // The files of a state folder. Secrets are in the .key files only.
 const (
@@ -33,16 +33,31 @@ const (
 )
 
 // folder reads and writes a state folder. Each write is atomic and on disk when it returns.
-type folder struct{ dir string }
-
-type savedAgent struct {
-	Version int    `json:"version"`
-	Seed    []byte `json:"seed"`
+type folder struct {
+	dir     string
+	sealing Sealing
 }
 
+// newFolder takes nil for a system that can't seal.
+func newFolder(dir string, sealing Sealing) folder {
+	if sealing == nil {
+		sealing = func() (platform.Sealer, error) { return nil, platform.ErrUnsupported }
+	}
+	return folder{dir: dir, sealing: sealing}
+}
+
+// savedAgent is agent.key: the seed, or what stands for it.
+type savedAgent struct {
+	Version int          `json:"version"`
+	Seed    []byte       `json:"seed,omitempty"`
+	Sealed  *savedSealed `json:"sealed,omitempty"`
+}
+
+// savedTunnels is tunnel.key: the keys, or what stands for all of them.
 type savedTunnels struct {
 	Version int           `json:"version"`
-	Keys    []savedTunnel `json:"keys"` // newest first
+	Keys    []savedTunnel `json:"keys,omitempty"` // newest first
+	Sealed  *savedSealed  `json:"sealed,omitempty"`
 }
 
 type savedTunnel struct {
@@ -157,6 +172,11 @@ func (f folder) agentKey(random func() (identity.AgentKey, error)) (identity.Age
 	if err != nil {
 		return identity.AgentKey{}, err
 	}
+	if found && saved.Sealed != nil {
+		if saved.Seed, err = f.unseal(agentFile, saved.Sealed); err != nil {
+			return identity.AgentKey{}, err
+		}
+	}
 	if found {
 		if len(saved.Seed) != identity.KeySize {
 			return identity.AgentKey{}, damaged(filepath.Join(f.dir, agentFile), fmt.Errorf("a seed of %d bytes", len(saved.Seed)))
@@ -178,6 +198,15 @@ func (f folder) tunnelKeys(network identity.AuthorityPublic, agent identity.Agen
 		return nil, err
 	}
 	path := filepath.Join(f.dir, tunnelFile)
+	if saved.Sealed != nil {
+		plain, err := f.unseal(tunnelFile, saved.Sealed)
+		if err != nil {
+			return nil, err
+		}
+		if err := strict(plain, &saved.Keys); err != nil {
+			return nil, damaged(path, errors.New("what was sealed is no list of keys"))
+		}
+	}
 	var keys []tunnelKey
 	for _, k := range saved.Keys {
 		if len(k.Secret) != identity.KeySize {
@@ -207,6 +236,19 @@ func (f folder) saveTunnelKeys(keys []tunnelKey) error {
 	for _, k := range keys {
 		secret := k.key.Bytes()
 		saved.Keys = append(saved.Keys, savedTunnel{Secret: secret[:], Statement: k.statement.Raw()})
+	}
+	// They are kept as the identity is, and never less well because sealing fails just now.
+	if place, err := f.keysPlace(); err != nil {
+		return err
+	} else if place != localapi.KeysInFile {
+		plain, err := json.Marshal(saved.Keys)
+		if err != nil {
+			return err
+		}
+		if saved.Sealed, err = f.seal(tunnelFile, plain); err != nil {
+			return err
+		}
+		saved.Keys = nil
 	}
 	return f.write(tunnelFile, saved)
 }

@@ -47,6 +47,18 @@ func SecureDir(path string, perm fs.FileMode) error {
 	return checkDir(path, trusted)
 }
 
+// OwnDir refuses a folder that is not this user's.
+func OwnDir(path string) error {
+	info, err := os.Lstat(path)
+	if err != nil {
+		return err
+	}
+	if !info.IsDir() || owner(info) != uint32(os.Geteuid()) {
+		return insecure(path, "belongs to user %d", owner(info))
+	}
+	return nil
+}
+
 // CheckDir looks at a folder as SecureDir does at one that exists, and makes none. The account of the system's service may
 // own it too.
 func CheckDir(path string) error {

@@ -47,6 +47,9 @@ func SecureDir(path string, _ fs.FileMode) error {
 	return checkDir(path)
 }
 
+// OwnDir refuses a folder that is not this user's, SYSTEM's or the administrators'.
+func OwnDir(path string) error { return checkDir(filepath.Clean(path)) }
+
 // CheckDir looks at a folder as SecureDir does at one that exists, and makes none.
 func CheckDir(path string) error { return checkDir(filepath.Clean(path)) }
 

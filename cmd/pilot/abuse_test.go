@@ -147,7 +147,7 @@ func TestAbuse06InviteIsNotRepeatedInErrors(t *testing.T) {
 func TestAbuse18HostileTextNeverReachesTheTerminalRaw(t *testing.T) {
 	evil := "\x1b]0;owned\x07\x1b[2J\r\nagent trusted\x00\x7f\u009b31m\u202egnp.exe\u2066\u200b\U000e0041\xff\t"
 	commands := [][]string{
-		{"up"}, {"status"}, {"netcheck"}, {"doctor", "--all"}, {"bugreport", "-o", filepath.Join(t.TempDir(), "r")}, {"ping", "warehouse", "--count", "1"}, {"ping", "gone", "--count", "1"}, {"ping", "nobody"}, {"invite"}, {"agents"},
+		{"up"}, {"status"}, {"netcheck"}, {"doctor", "--all"}, {"keys", "move", "--to", "system"}, {"bugreport", "-o", filepath.Join(t.TempDir(), "r")}, {"ping", "warehouse", "--count", "1"}, {"ping", "gone", "--count", "1"}, {"ping", "nobody"}, {"invite"}, {"agents"},
 		{"whois", "warehouse"}, {"whois", "nobody"}, {"trust", "warehouse", "--reason", "x"}, {"trust", "approve", "auditor"}, {"trust", "reject", "stranger"},
 		{"trust", "pending"}, {"trust", "ls"}, {"up", "--name", "taken"}, {evil}, {"status", evil}, {"status", "--" + evil}, {"ping", evil, "--count", "1"},
 	}

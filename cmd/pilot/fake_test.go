@@ -33,6 +33,7 @@ type fakeDaemon struct {
 	serves []localapi.ServeRequest
 
 	evil    string // put into every text, if set
+	keysIn  string // where the identity is; empty: in its file
 	version string // empty: v0.1.0 in the status, and none in the header
 	stop    func() // by down
 }
@@ -222,6 +223,19 @@ func (d *fakeDaemon) Diagnose(context.Context) (localapi.Diagnosis, error) {
 	}}, nil
 }
 
+func (d *fakeDaemon) Keys(context.Context) (localapi.KeysStatus, error) {
+	in := cmp.Or(d.keysIn, localapi.KeysInFile)
+	return localapi.KeysStatus{Keys: []localapi.KeyPlace{{File: "agent.key", In: in, Movable: true}, {File: "coordinator/authority.key", In: localapi.KeysInFile}},
+		System: d.text("systemd-creds")}, nil
+}
+
+func (d *fakeDaemon) MoveKeys(ctx context.Context, r localapi.KeysMove) (localapi.KeysStatus, error) {
+	if d.keysIn = r.To; r.To == localapi.KeysInSystem {
+		d.keysIn = d.text("systemd-creds")
+	}
+	return d.Keys(ctx)
+}
+
 func (d *fakeDaemon) metrics(w http.ResponseWriter, _ *http.Request) {
 	_, _ = fmt.Fprintln(w, `pilot_peer_direct{peer="warehouse"} 1`)
 }
@@ -248,7 +262,7 @@ func (d *fakeDaemon) serve(ctx context.Context, socket string) error {
 	defer d.stop()
 	s := localapi.NewServer(localapi.ServerOptions{Daemon: d, Trust: d, Checker: d, Proxies: d, Connector: d, Publisher: d, Locals: d,
 		Caller: func(net.Conn) error { return nil },
-		Log:    slog.New(slog.DiscardHandler), Version: d.version, Diagnoser: d, Metrics: http.HandlerFunc(d.metrics)})
+		Log:    slog.New(slog.DiscardHandler), Version: d.version, Diagnoser: d, Keys: d, Metrics: http.HandlerFunc(d.metrics)})
 	return s.Serve(ctx, l)
 }
 

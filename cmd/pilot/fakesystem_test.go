@@ -65,6 +65,10 @@ func (s *fakeSystem) SandboxStage(program []string) error {
 
 func (s *fakeSystem) SandboxInit([]string) (int, error) { return 42, nil }
 
+func (s *fakeSystem) Keys(string, string) (localapi.KeysStatus, error) {
+	return localapi.KeysStatus{}, errors.New("no keys")
+}
+
 func (s *fakeSystem) ServeDNS(_ context.Context, backupDir string, _ *slog.Logger) error {
 	return errors.New("served with " + backupDir)
 }

@@ -30,6 +30,11 @@ func (host) SocketPath(stateDir string) string { return platform.SocketPath(stat
 func (host) Service() service                  { return platform.SystemService() }
 func (host) Cleanup(stateDir string) error     { return coded(node.Cleanup(stateDir)) }
 
+func (host) Keys(stateDir, to string) (localapi.KeysStatus, error) {
+	s, err := node.KeysOf(stateDir, to)
+	return s, coded(err)
+}
+
 func (host) ServeDNS(ctx context.Context, backupDir string, log *slog.Logger) error {
 	conn, err := net.FileConn(os.Stdin)
 	if err != nil {

@@ -94,7 +94,7 @@ func (p *program) app() *cli.App {
 func (p *program) commands() []*cli.Command {
 	all := []*cli.Command{
 		p.upCommand(), p.downCommand(), p.runCommand(), p.envCommand(), p.statusCommand(), p.pingCommand(), p.netcheckCommand(),
-		p.doctorCommand(), p.bugreportCommand(), p.agentsCommand(), p.whoisCommand(), p.inviteCommand(), p.trustCommand(),
+		p.doctorCommand(), p.bugreportCommand(), p.agentsCommand(), p.whoisCommand(), p.inviteCommand(), p.trustCommand(), p.keysCommand(),
 		p.serveCommand(), p.ncCommand(),
 		p.coordinatorCommand(), p.relayCommand(), p.daemonCommand(), p.dnsSettingsCommand(),
 		p.stageCommand(), p.initCommand(),

@@ -123,6 +123,12 @@ func TestScripts(t *testing.T) {
 		Dir:                 "testdata/script",
 		WorkdirRoot:         root,
 		RequireExplicitExec: true,
+		Condition: func(cond string) (bool, error) {
+			if cond == "uid0" {
+				return os.Geteuid() == 0, nil
+			}
+			return false, fmt.Errorf("unknown condition %q", cond)
+		},
 		Setup: func(env *testscript.Env) error {
 			invite, err := testInvite()
 			if err != nil {

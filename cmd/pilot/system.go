@@ -29,6 +29,8 @@ type system interface {
 	NewNode(stateDir string, log *slog.Logger) (runner, error)
 	// Cleanup undoes what a daemon that ended without warning left on the host.
 	Cleanup(stateDir string) error
+	// Keys says where the keys of a folder are that no daemon uses, and moves them before if to is not empty.
+	Keys(stateDir, to string) (localapi.KeysStatus, error)
 	// ServeDNS changes the host's DNS settings as it is told over the socket that standard input is, and undoes that when
 	// the connection or ctx ends.
 	ServeDNS(ctx context.Context, backupDir string, log *slog.Logger) error

@@ -17,7 +17,7 @@ func packages() map[string]string {
 		"bash": "bash", "git": "git", "ip": "iproute2", "ss": "iproute2", "mount": "mount", "hostname": "hostname",
 		"nsenter": "util-linux", "setpriv": "util-linux", "sysctl": "procps", "ps": "procps", "curl": "curl", "python3": "python3",
 		"ping": "iputils-ping", "iperf3": "iperf3", "dig": "dnsutils", "tcpdump": "tcpdump",
-		"nft": "nftables", "conntrack": "conntrack",
+		"systemd-creds": "systemd", "nft": "nftables", "conntrack": "conntrack",
 		"ssh": "openssh-client", "ssh-keygen": "openssh-client", "sshd": "openssh-server",
 	}
 }

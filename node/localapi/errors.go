@@ -30,6 +30,7 @@ const (
 	CodeStateDamaged   = "STATE_DAMAGED"   // a file of the state folder can't be read; it is left as it is
 	CodeStateVersion   = "STATE_VERSION"   // a newer pilot wrote it
 	CodeStateLocked    = "STATE_LOCKED"    // another daemon uses the state folder
+	CodeKeyStore       = "KEY_STORE"       // a sealed key can't be opened here, or none can be sealed
 	CodeInsecurePath   = "INSECURE_PATH"   // somebody else could have put the socket or folder there
 	CodeNoTUN          = "NO_TUN"          // the virtual interface can't be made
 	CodeNoNamespace    = "NO_NAMESPACE"    // this user may not make the namespaces of a sandbox
@@ -87,7 +88,7 @@ func ExitStatus(code string) int {
 		return ExitUnreachable
 	case CodeKeyMismatch:
 		return ExitKeyMismatch
-	case CodeStateDamaged, CodeStateVersion, CodeStateLocked, CodeInsecurePath:
+	case CodeStateDamaged, CodeStateVersion, CodeStateLocked, CodeInsecurePath, CodeKeyStore:
 		return ExitState
 	}
 	return ExitFailure

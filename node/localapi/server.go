@@ -69,7 +69,8 @@ type ServerOptions struct {
 	Metrics   http.Handler // optional
 	// Diagnoser is optional: without one there is no such path.
 	Diagnoser Diagnoser
-	Version   string // of this program, for clients to compare
+	Keys      KeyKeeper // optional, likewise
+	Version   string    // of this program, for clients to compare
 	Log       *slog.Logger
 }
 
@@ -116,6 +117,10 @@ func NewServer(opts ServerOptions) *Server {
 		s.mux.Handle("DELETE /v1/local/{name}", answer(func(r *http.Request) (any, error) {
 			return l.RemoveLocal(r.Context(), CallerConn(r.Context()), r.PathValue("name"))
 		}))
+	}
+	if opts.Keys != nil {
+		s.mux.Handle("GET /v1/keys", answer(func(r *http.Request) (any, error) { return opts.Keys.Keys(r.Context()) }))
+		s.mux.Handle("POST /v1/keys", post(opts.Keys.MoveKeys))
 	}
 	if opts.Metrics != nil {
 		s.mux.Handle("GET /metrics", opts.Metrics)

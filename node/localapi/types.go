@@ -23,6 +23,8 @@
 //	GET    /v1/local                          → LocalList     the daemon's agents besides its own
 //	POST   /v1/local           LocalRequest   → LocalAgent    makes one, which belongs to the caller
 //	DELETE /v1/local/{name}                   → LocalAgent    ends it for good
+//	GET    /v1/keys                           → KeysStatus    where the keys are
+//	POST   /v1/keys            KeysMove       → KeysStatus
 //	GET    /metrics            Prometheus text format
 //
 // Each answer has the header Pilot-Version, with the daemon's version. Within a major version daemon and clients understand
