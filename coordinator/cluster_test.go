@@ -228,9 +228,9 @@ func TestStateIsNeverReset(t *testing.T) {
 		content []byte
 		want    error
 	}{
-		{keyFile, nil, ca.ErrMissing},
-		{keyFile, []byte("{}"), ca.ErrDamaged},
-		{keyFile, []byte{}, ca.ErrDamaged},
+		{KeyFile, nil, ca.ErrMissing},
+		{KeyFile, []byte("{}"), ca.ErrDamaged},
+		{KeyFile, []byte{}, ca.ErrDamaged},
 		{networkFile, []byte("{"), ErrStateDamaged},
 		{networkFile, []byte(`{"version":9,"name":"x","authority":"` + identity.AuthorityPublic{1}.String() + `"}`), ErrStateDamaged},
 		{networkFile, []byte(`{"version":1,"name":"x","authority":"` + identity.AuthorityPublic{1}.String() + `"}`), ErrStateDamaged},

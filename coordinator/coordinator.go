@@ -37,8 +37,10 @@ import (
 const DefaultNetwork = "pilot"
 
 // Files in the state folder.
+// KeyFile is the name of the authority's key in the state folder.
+const KeyFile = "authority.key"
+
 const (
-	keyFile     = "authority.key"
 	rootFile    = "authority.pem" // the authority's TLS certificate, for curl --cacert
 	networkFile = "network.json"
 	lockFile    = "coordinator.lock"
@@ -72,6 +74,8 @@ type Options struct {
 	Relay RelayOptions
 	// Authority is the key; nil means that of StateDir, which is made where no network exists yet.
 	Authority *identity.AuthorityKey
+	// Sealing is what the key may be sealed with; nil means what this system offers.
+	Sealing platform.Sealing
 	// Log may be nil.
 	Log *slog.Logger
 	// Now is the clock; nil means time.Now.
@@ -144,7 +148,10 @@ func (c *Coordinator) open() (err error) {
 	if key == nil {
 		_, err := os.Stat(filepath.Join(o.StateDir, natsFolder))
 		fresh := !c.known && errors.Is(err, fs.ErrNotExist)
-		loaded, err := ca.Load(filepath.Join(o.StateDir, keyFile), fresh)
+		if o.Sealing == nil {
+			o.Sealing = platform.SystemSealer
+		}
+		loaded, err := ca.Load(filepath.Join(o.StateDir, KeyFile), fresh, o.Sealing)
 		if err != nil {
 			return err
 		}

@@ -36,7 +36,7 @@ func TestAbuse09LyingCoordinator(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	authority, err := ca.Load(filepath.Join(dir, coordinatorDir, "authority.key"), false)
+	authority, err := ca.Load(filepath.Join(dir, coordinatorDir, "authority.key"), false, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -98,6 +98,11 @@ func explain(err error) error {
 		return &localapi.Error{Code: localapi.CodeOffline, Message: err.Error(), Hint: "is its node up? pilot status shows when it was last seen"}
 	case errors.Is(err, overlay.ErrNotTrusted), errors.Is(err, overlay.ErrUnknown):
 		return &localapi.Error{Code: localapi.CodeNotTrusted, Message: err.Error(), Hint: "see: pilot trust ls"}
+	case errors.Is(err, platform.ErrSealed):
+		return &localapi.Error{Code: localapi.CodeKeyStore, Message: err.Error(),
+			Hint: "it opens on the host, and for the user, that sealed it only; otherwise restore an unsealed backup, or move the state folder away and join again with a new invite"}
+	case errors.Is(err, platform.ErrNotSealed):
+		return &localapi.Error{Code: localapi.CodeKeyStore, Message: err.Error(), Hint: "the keys stay where they are; pilot keys says what is offered"}
 	case errors.Is(err, platform.ErrInsecurePath):
 		return &localapi.Error{Code: localapi.CodeInsecurePath, Message: err.Error(),
 			Hint: "somebody else could have put it there; remove it if you know it"}

@@ -3,7 +3,6 @@
 package node
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -12,21 +11,15 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/pilot-protocol/pilot/coordinator"
+	"github.com/pilot-protocol/pilot/coordinator/ca"
+	"github.com/pilot-protocol/pilot/identity"
 	"github.com/pilot-protocol/pilot/node/localapi"
 	"github.com/pilot-protocol/pilot/platform"
 )
 
-// Sealing is how the keys of a node are kept from those who have a copy of its disk.
-type Sealing func() (platform.Sealer, error)
-
-// savedSealed stands in a key file in the place of the secret.
-type savedSealed struct {
-	By   string `json:"by"` // the way of the system's, as platform.Sealer names it
-	Data []byte `json:"data"`
-}
-
-// place is how the file keeps its secret.
-func (s *savedSealed) place() string {
+// placeOf is how a file keeps its secret.
+func placeOf(s *platform.Sealed) string {
 	if s == nil {
 		return localapi.KeysInFile
 	}
@@ -34,56 +27,57 @@ func (s *savedSealed) place() string {
 }
 
 // unseal returns the secret of a key file that was sealed.
-func (f folder) unseal(name string, s *savedSealed) ([]byte, error) {
-	path := filepath.Join(f.dir, name)
-	sealer, err := f.sealing()
-	if err == nil && sealer.Name() != s.By {
-		err = fmt.Errorf("here keys are sealed by %s", sealer.Name())
-	}
-	var secret []byte
-	if err == nil {
-		secret, err = sealer.Open(name, s.Data)
-	}
+func (f folder) unseal(name string, s *platform.Sealed) ([]byte, error) {
+	secret, err := s.Open(f.sealing, name)
 	if err != nil {
-		return nil, &localapi.Error{Code: localapi.CodeKeyStore, Message: fmt.Sprintf("%s was sealed by %s and can't be opened: %v", path, s.By, err),
-			Hint: "it opens on the host, and for the user, that sealed it only; otherwise restore an unsealed backup, or move the state folder away and join again with a new invite"}
+		return nil, explain(fmt.Errorf("%s: %w", filepath.Join(f.dir, name), err))
 	}
 	return secret, nil
-}
-
-// seal returns what stands for the secret, once it is sure that it can be opened again.
-func (f folder) seal(name string, secret []byte) (*savedSealed, error) {
-	sealer, err := f.sealing()
-	if err != nil {
-		return nil, keyStore("this system offers nothing to seal keys with", err)
-	}
-	data, err := sealer.Seal(name, secret)
-	if err != nil {
-		return nil, keyStore("the key could not be sealed", err)
-	}
-	if again, err := sealer.Open(name, data); err != nil || !bytes.Equal(again, secret) {
-		return nil, keyStore("what was sealed does not open again", errors.Join(err, sealer.Forget(name, data)))
-	}
-	return &savedSealed{By: sealer.Name(), Data: data}, nil
-}
-
-func keyStore(message string, err error) error {
-	return &localapi.Error{Code: localapi.CodeKeyStore, Message: fmt.Sprintf("%s: %v", message, err), Hint: "the keys stay where they are; pilot keys status says what is offered"}
 }
 
 // keysPlace is how the identity is kept, which new keys follow.
 func (f folder) keysPlace() (string, error) {
 	var agent savedAgent
 	_, err := f.read(agentFile, &agent)
-	return agent.Sealed.place(), err
+	return placeOf(agent.Sealed), err
 }
 
-// keysStatus says where each key is, without opening any.
+// authorityFile is the coordinator's key, where this node has one.
+func (f folder) authorityFile() string {
+	return filepath.Join(f.dir, coordinatorDir, coordinator.KeyFile)
+}
+
+// folders are this one and those of the daemon's other agents.
+func (f folder) folders() ([]folder, error) {
+	all := []folder{f}
+	entries, err := os.ReadDir(filepath.Join(f.dir, localsDir))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, unreadable(filepath.Join(f.dir, localsDir), err)
+	}
+	for _, entry := range entries {
+		if entry.IsDir() && identity.ValidateName(entry.Name()) == nil {
+			all = append(all, newFolder(filepath.Join(f.dir, localsDir, entry.Name()), f.sealing))
+		}
+	}
+	return all, nil
+}
+
+// keysStatus says where each key is, those of all of the daemon's agents, without opening any.
 func (f folder) keysStatus() (s localapi.KeysStatus, err error) {
 	s.Keys = []localapi.KeyPlace{}
-	for _, name := range []string{agentFile, tunnelFile} {
+	all, err := f.folders()
+	if err != nil {
+		return s, err
+	}
+	names := []string{agentFile, tunnelFile, filepath.Join(coordinatorDir, coordinator.KeyFile)}
+	for _, other := range all[1:] {
+		for _, name := range []string{agentFile, tunnelFile} {
+			names = append(names, filepath.Join(localsDir, filepath.Base(other.dir), name))
+		}
+	}
+	for _, name := range names {
 		var file struct {
-			Sealed *savedSealed `json:"sealed"`
+			Sealed *platform.Sealed `json:"sealed"`
 		}
 		raw, err := os.ReadFile(filepath.Join(f.dir, name))
 		switch {
@@ -95,10 +89,10 @@ func (f folder) keysStatus() (s localapi.KeysStatus, err error) {
 		if err := json.Unmarshal(raw, &file); err != nil {
 			return s, damaged(filepath.Join(f.dir, name), errors.New("it is no JSON"))
 		}
-		s.Keys = append(s.Keys, localapi.KeyPlace{File: name, In: file.Sealed.place(), Movable: true})
+		s.Keys = append(s.Keys, localapi.KeyPlace{File: filepath.ToSlash(name), In: placeOf(file.Sealed), Movable: true})
 	}
-	// What is read by others than the node: by the coordinator, and by the programs that use the proxies.
-	for _, name := range []string{proxyFile, filepath.Join(coordinatorDir, "authority.key"), filepath.Join(coordinatorDir, "relay.key")} {
+	// The relay's key and the proxies' password are of little use without the rest.
+	for _, name := range []string{proxyFile, filepath.Join(coordinatorDir, "relay.key")} {
 		if _, err := os.Stat(filepath.Join(f.dir, name)); err == nil {
 			s.Keys = append(s.Keys, localapi.KeyPlace{File: filepath.ToSlash(name), In: localapi.KeysInFile})
 		}
@@ -121,22 +115,29 @@ func (f folder) moveKeys(to string) error {
 	if found, err := f.read(agentFile, &agent); err != nil {
 		return err
 	} else if found {
-		if err := f.moveKey(agentFile, to, agent.Sealed, agent.Seed, func(seed []byte, sealed *savedSealed) any {
+		if err := f.moveKey(agentFile, to, agent.Sealed, agent.Seed, func(seed []byte, sealed *platform.Sealed) any {
 			return savedAgent{Version: stateVersion, Seed: seed, Sealed: sealed}
 		}); err != nil {
 			return err
 		}
 	}
 	var tunnels savedTunnels
-	found, err := f.read(tunnelFile, &tunnels)
-	if err != nil || !found {
+	if found, err := f.read(tunnelFile, &tunnels); err != nil {
 		return err
+	} else if found {
+		if err := f.moveTunnels(to, tunnels); err != nil {
+			return err
+		}
 	}
+	return explain(ca.Move(f.authorityFile(), to == localapi.KeysInSystem, f.sealing))
+}
+
+func (f folder) moveTunnels(to string, tunnels savedTunnels) error {
 	plain, err := json.Marshal(tunnels.Keys)
 	if err != nil {
 		return err
 	}
-	return f.moveKey(tunnelFile, to, tunnels.Sealed, plain, func(keys []byte, sealed *savedSealed) any {
+	return f.moveKey(tunnelFile, to, tunnels.Sealed, plain, func(keys []byte, sealed *platform.Sealed) any {
 		saved := savedTunnels{Version: stateVersion, Sealed: sealed}
 		if sealed == nil {
 			_ = json.Unmarshal(keys, &saved.Keys) // it was decoded when it was opened
@@ -146,14 +147,14 @@ func (f folder) moveKeys(to string) error {
 }
 
 // moveKey moves the secret of one file. content makes the file of one of the two.
-func (f folder) moveKey(name, to string, from *savedSealed, plain []byte, content func(plain []byte, sealed *savedSealed) any) error {
+func (f folder) moveKey(name, to string, from *platform.Sealed, plain []byte, content func(plain []byte, sealed *platform.Sealed) any) error {
 	if (from != nil) == (to == localapi.KeysInSystem) {
 		return nil // there already
 	}
 	if from == nil {
-		sealed, err := f.seal(name, plain)
+		sealed, err := platform.Seal(f.sealing, name, plain)
 		if err != nil {
-			return err
+			return explain(err)
 		}
 		return f.write(name, content(nil, sealed))
 	}
@@ -167,10 +168,7 @@ func (f folder) moveKey(name, to string, from *savedSealed, plain []byte, conten
 	if err := f.write(name, content(plain, nil)); err != nil {
 		return err
 	}
-	if sealer, err := f.sealing(); err == nil {
-		return sealer.Forget(name, from.Data)
-	}
-	return nil
+	return from.Forget(f.sealing, name)
 }
 
 // Keys says where the keys are.
@@ -180,7 +178,7 @@ func (n *Node) Keys(context.Context) (localapi.KeysStatus, error) {
 	return n.folder.keysStatus()
 }
 
-// MoveKeys moves them. No session notices: they are in memory.
+// MoveKeys moves them, those of the daemon's other agents too. No session notices: they are in memory.
 func (n *Node) MoveKeys(ctx context.Context, r localapi.KeysMove) (localapi.KeysStatus, error) {
 	select {
 	case n.upLock <- struct{}{}: // a network that is coming up may be writing new ones
@@ -188,12 +186,24 @@ func (n *Node) MoveKeys(ctx context.Context, r localapi.KeysMove) (localapi.Keys
 	case <-ctx.Done():
 		return localapi.KeysStatus{}, ctx.Err()
 	}
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if err := n.folder.moveKeys(r.To); err != nil {
+	if err := n.moveOwnKeys(r.To); err != nil {
 		return localapi.KeysStatus{}, err
 	}
-	return n.folder.keysStatus()
+	for _, l := range n.locals.all() {
+		if l.node == nil {
+			continue // it could not be read: its files stay as they are
+		}
+		if _, err := l.node.MoveKeys(ctx, r); err != nil {
+			return localapi.KeysStatus{}, err
+		}
+	}
+	return n.Keys(ctx)
+}
+
+func (n *Node) moveOwnKeys(to string) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.folder.moveKeys(to)
 }
 
 // KeysOf says where the keys of a folder are that no daemon uses, and moves them before if to is not empty. It has to be the
@@ -212,11 +222,17 @@ func KeysOf(stateDir, to string) (s localapi.KeysStatus, err error) {
 		return s, err
 	}
 	defer func() { err = errors.Join(err, unlock()) }()
-	if err := f.migrateAll(); err != nil {
+	all, err := f.folders()
+	if err != nil {
 		return s, err
 	}
-	if err := f.moveKeys(to); err != nil {
-		return s, err
+	for _, f := range all {
+		if err := f.migrateAll(); err != nil {
+			return s, err
+		}
+		if err := f.moveKeys(to); err != nil {
+			return s, err
+		}
 	}
 	return f.keysStatus()
 }

@@ -12,6 +12,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/pilot-protocol/pilot/coordinator/ca"
+	"github.com/pilot-protocol/pilot/identity"
 	"github.com/pilot-protocol/pilot/node/localapi"
 	"github.com/pilot-protocol/pilot/platform"
 )
@@ -53,7 +55,7 @@ func (s *memorySealer) Forget(_ string, sealed []byte) error {
 func (s *memorySealer) sealing() (platform.Sealer, error) { return s, nil }
 
 // openState starts a node on a folder, without running it, and returns its identity.
-func openState(t *testing.T, dir string, sealing Sealing) (key [32]byte, err error) {
+func openState(t *testing.T, dir string, sealing platform.Sealing) (key [32]byte, err error) {
 	t.Helper()
 	n, err := New(Options{StateDir: dir, Sealing: sealing, Caller: func(net.Conn) error { return nil }})
 	if err != nil {
@@ -223,7 +225,7 @@ func TestSealedElsewhere(t *testing.T) {
 		t.Fatal(err)
 	}
 	before, _ := os.ReadFile(filepath.Join(dir, agentFile))
-	for name, sealing := range map[string]Sealing{"another host": there.sealing, "a system without": nil} {
+	for name, sealing := range map[string]platform.Sealing{"another host": there.sealing, "a system without": nil} {
 		if sealing == nil {
 			sealing = func() (platform.Sealer, error) { return nil, platform.ErrUnsupported }
 		}
@@ -240,6 +242,63 @@ func TestSealedElsewhere(t *testing.T) {
 	}
 	if after, _ := os.ReadFile(filepath.Join(dir, agentFile)); !bytes.Equal(after, before) {
 		t.Error("the file changed")
+	}
+}
+
+// A coordinator starts with the authority's key sealed, and says so where it can't.
+func TestAuthorityKeyMovesAlong(t *testing.T) {
+	store := &memorySealer{items: map[string][]byte{}}
+	dir := stateDir(t)
+	d := startDaemon(t, dir)
+	made, err := d.Up(t.Context(), localapi.UpRequest{Name: "planner", CoordinatorListen: listenLoopback})
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.end()
+	f := newFolder(dir, store.sealing)
+	if err := f.moveKeys(localapi.KeysInSystem); err != nil {
+		t.Fatal(err)
+	}
+	if got := fmt.Sprint(places(t, f)); got != "[agent.key memory tunnel.key memory coordinator/authority.key memory]" {
+		t.Error(got)
+	}
+	path := f.authorityFile()
+	key, err := ca.Load(path, false, store.sealing)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if invite, err := identity.ParseInvite(made.Invite); err != nil || key.Public() != invite.Authority {
+		t.Errorf("another authority, %v", err)
+	}
+	if _, err := ca.Load(path, true, (&memorySealer{}).sealing); code(explain(err)) != localapi.CodeKeyStore {
+		t.Errorf("elsewhere: %v", err)
+	}
+	if err := f.moveKeys(localapi.KeysInFile); err != nil || len(store.items) != 0 {
+		t.Errorf("%v, %d items", err, len(store.items))
+	}
+}
+
+// The keys of a daemon's other agents move with its own.
+func TestKeysOfLocalAgents(t *testing.T) {
+	home, _ := members(t, "indexer")
+	if s, err := home.MoveKeys(t.Context(), localapi.KeysMove{To: localapi.KeysInFile}); err != nil || len(s.Keys) < 5 || s.Keys[3].File != "agents/indexer/agent.key" {
+		t.Errorf("%+v, %v", s, err)
+	}
+	home.end()
+	store := &memorySealer{items: map[string][]byte{}}
+	f := newFolder(home.dir, store.sealing)
+	all, err := f.folders()
+	if err != nil || len(all) != 2 {
+		t.Fatalf("%d folders, %v", len(all), err)
+	}
+	for _, one := range all {
+		if err := one.moveKeys(localapi.KeysInSystem); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want := "[agent.key memory tunnel.key memory coordinator/authority.key memory agents/indexer/agent.key memory agents/indexer/tunnel.key memory]"
+	if got := fmt.Sprint(places(t, f)); got != want {
+		t.Error(got)
 	}
 }
 

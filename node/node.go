@@ -46,7 +46,7 @@ type Options struct {
 	// Caller decides who may use the local API; nil: root, the daemon's own user, and the group "pilot".
 	Caller localapi.Caller
 	// Sealing is what keys may be sealed with; nil: what this system offers.
-	Sealing Sealing
+	Sealing platform.Sealing
 	// Egress is what the program of a sandbox may reach outside of the network; nil: there is no sandbox.
 	Egress Egress
 	// Who says who is calling; nil: as the socket tells.

@@ -241,7 +241,7 @@ func wiredPair(t *testing.T) (a, b *wiredNode, authority identity.AuthorityKey) 
 			return err == nil && len(l.Entries) == 1 && l.Entries[0].State == localapi.TrustMutual
 		})
 	}
-	authority, err = ca.Load(filepath.Join(a.dir, coordinatorDir, "authority.key"), false)
+	authority, err = ca.Load(filepath.Join(a.dir, coordinatorDir, "authority.key"), false, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -35,11 +35,11 @@ const (
 // folder reads and writes a state folder. Each write is atomic and on disk when it returns.
 type folder struct {
 	dir     string
-	sealing Sealing
+	sealing platform.Sealing
 }
 
 // newFolder takes nil for a system that can't seal.
-func newFolder(dir string, sealing Sealing) folder {
+func newFolder(dir string, sealing platform.Sealing) folder {
 	if sealing == nil {
 		sealing = func() (platform.Sealer, error) { return nil, platform.ErrUnsupported }
 	}
@@ -48,16 +48,16 @@ func newFolder(dir string, sealing Sealing) folder {
 
 // savedAgent is agent.key: the seed, or what stands for it.
 type savedAgent struct {
-	Version int          `json:"version"`
-	Seed    []byte       `json:"seed,omitempty"`
-	Sealed  *savedSealed `json:"sealed,omitempty"`
+	Version int              `json:"version"`
+	Seed    []byte           `json:"seed,omitempty"`
+	Sealed  *platform.Sealed `json:"sealed,omitempty"`
 }
 
 // savedTunnels is tunnel.key: the keys, or what stands for all of them.
 type savedTunnels struct {
-	Version int           `json:"version"`
-	Keys    []savedTunnel `json:"keys,omitempty"` // newest first
-	Sealed  *savedSealed  `json:"sealed,omitempty"`
+	Version int              `json:"version"`
+	Keys    []savedTunnel    `json:"keys,omitempty"` // newest first
+	Sealed  *platform.Sealed `json:"sealed,omitempty"`
 }
 
 type savedTunnel struct {
@@ -245,8 +245,8 @@ func (f folder) saveTunnelKeys(keys []tunnelKey) error {
 		if err != nil {
 			return err
 		}
-		if saved.Sealed, err = f.seal(tunnelFile, plain); err != nil {
-			return err
+		if saved.Sealed, err = platform.Seal(f.sealing, tunnelFile, plain); err != nil {
+			return explain(err)
 		}
 		saved.Keys = nil
 	}

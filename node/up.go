@@ -287,7 +287,7 @@ func (n *Node) host(ctx context.Context, listen, network string) (*coordinator.C
 	}
 	c, err := coordinator.New(coordinator.Options{
 		Listen: listen, StateDir: filepath.Join(n.folder.dir, coordinatorDir), Network: network,
-		Log: n.log.With("part", "coordinator"), Now: n.now, Advertise: advertise, Relay: relayOptions(relay, listen),
+		Log: n.log.With("part", "coordinator"), Now: n.now, Advertise: advertise, Relay: relayOptions(relay, listen), Sealing: n.opts.Sealing,
 	})
 	if errors.Is(err, syscall.EADDRINUSE) {
 		return nil, &localapi.Error{Code: localapi.CodePortTaken, Message: "the coordinator's address " + listen + " is in use",

@@ -3,6 +3,7 @@
 package platform
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"errors"
 	"fmt"
@@ -20,6 +21,55 @@ type Sealer interface {
 	// Forget removes what Seal left in the system, where it left anything.
 	Forget(label string, sealed []byte) error
 }
+
+// Sealing finds what this system offers to seal with, or says why there is nothing.
+type Sealing func() (Sealer, error)
+
+// Sealed stands in a file in the place of a secret.
+type Sealed struct {
+	By   string `json:"by"` // Sealer.Name
+	Data []byte `json:"data"`
+}
+
+// Seal seals a secret, and returns only what was proved to open again. The error is ErrNotSealed.
+func Seal(sealing Sealing, label string, secret []byte) (*Sealed, error) {
+	sealer, err := sealing()
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrNotSealed, err)
+	}
+	data, err := sealer.Seal(label, secret)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrNotSealed, err)
+	}
+	if again, err := sealer.Open(label, data); err != nil || !bytes.Equal(again, secret) {
+		return nil, errors.Join(fmt.Errorf("%w: %s does not open what it sealed", ErrNotSealed, sealer.Name()), err, sealer.Forget(label, data))
+	}
+	return &Sealed{By: sealer.Name(), Data: data}, nil
+}
+
+// Open returns the secret. The error is ErrSealed.
+func (s *Sealed) Open(sealing Sealing, label string) ([]byte, error) {
+	sealer, err := sealing()
+	if err != nil {
+		return nil, sealedError(s.By, err)
+	}
+	if sealer.Name() != s.By {
+		return nil, sealedError(s.By, fmt.Errorf("here keys are sealed by %s", sealer.Name()))
+	}
+	return sealer.Open(label, s.Data)
+}
+
+// Forget removes what sealing left in the system.
+func (s *Sealed) Forget(sealing Sealing, label string) error {
+	sealer, err := sealing()
+	if err != nil || sealer.Name() != s.By {
+		return err
+	}
+	return sealer.Forget(label, s.Data)
+}
+
+// ErrNotSealed says that a secret could not be sealed.
+var ErrNotSealed = errors.New("the key can't be sealed")
 
 // ErrSealed says that a secret can't be opened here: it was sealed on another system, for another user, or by hardware that
 // has changed.

@@ -132,6 +132,8 @@ func coded(err error) error {
 	case errors.Is(err, platform.ErrLocked):
 		return &localapi.Error{Code: localapi.CodeStateLocked, Message: err.Error(),
 			Hint: "another process uses that folder: end it (pilot down), or give another one by --state"}
+	case errors.Is(err, platform.ErrSealed):
+		return node.Explain(err)
 	case errors.Is(err, platform.ErrPathTooLong):
 		return &localapi.Error{Code: localapi.CodeUsage, Message: err.Error(),
 			Hint: "the socket is in the state folder: give a shorter one by --state"}

@@ -45,10 +45,10 @@ its TPM.`
 				Name: "move", Usage: "seal the keys by what the system offers, or put them back into files",
 				Flags: []cli.Flag{&cli.StringFlag{Name: "to", Usage: "`PLACE` for the keys: file or system"}},
 				Description: manual{
-					about: `Moves the identity and the tunnel keys; sessions go on. Each file is replaced as a whole, once what shall stand in it was
-proved to open again, so that a crash in between loses nothing; what was not moved then is moved by the same command.
-Keys of the coordinator and the password of the proxies stay in files. Blocks of the disk that held an unsealed key are
-not overwritten.
+					about: `Moves the identity, the tunnel keys and the authority's key of a coordinator in the daemon; sessions go on. Each file is
+replaced as a whole, once what shall stand in it was proved to open again, so that a crash in between loses nothing; what
+was not moved then is moved by the same command. The relay's key and the password of the proxies stay in files. Blocks of
+the disk that held an unsealed key are not overwritten.
 
 A daemon that runs moves its own keys. Without one it has to be the user whose folder it is.`,
 					examples: []string{"sudo pilot keys move --to system", "sudo pilot keys move --to file"},

@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"crypto/rand"
 	"crypto/x509"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"os"
@@ -16,6 +17,7 @@ import (
 	"time"
 
 	"github.com/pilot-protocol/pilot/identity"
+	"github.com/pilot-protocol/pilot/platform"
 )
 
 func newCA(t *testing.T) *CA {
@@ -99,14 +101,14 @@ func TestLeafIsTrustedByOrdinaryClients(t *testing.T) {
 
 func TestKeyFile(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "authority.key")
-	if _, err := Load(path, false); !errors.Is(err, ErrMissing) {
+	if _, err := Load(path, false, nil); !errors.Is(err, ErrMissing) {
 		t.Errorf("%v", err)
 	}
-	key, err := Load(path, true)
+	key, err := Load(path, true, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	again, err := Load(path, true)
+	again, err := Load(path, true, nil)
 	if err != nil || again.Public() != key.Public() {
 		t.Errorf("another key: %v", err)
 	}
@@ -122,7 +124,7 @@ func TestKeyFile(t *testing.T) {
 		if err := os.Chmod(path, 0o640); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := Load(path, true); !errors.Is(err, ErrExposed) {
+		if _, err := Load(path, true, nil); !errors.Is(err, ErrExposed) {
 			t.Errorf("%v", err)
 		}
 		if err := os.Chmod(path, 0o600); err != nil {
@@ -135,7 +137,7 @@ func TestKeyFile(t *testing.T) {
 		if err := os.WriteFile(path, bad, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		got, err := Load(path, true)
+		got, err := Load(path, true, nil)
 		if err == nil && got.Public() != key.Public() {
 			t.Fatalf("byte %d changed: another key", i)
 		}
@@ -155,7 +157,7 @@ func TestKeyFile(t *testing.T) {
 
 func TestAbuse06KeyIsNotShown(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "authority.key")
-	key, err := Load(path, true)
+	key, err := Load(path, true, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -179,10 +181,96 @@ func TestAbuse06KeyIsNotShown(t *testing.T) {
 
 func FuzzKeyFile(f *testing.F) {
 	f.Add([]byte(`{"version":1,"public":"authority:AAAA","seed":""}`))
+	f.Add([]byte(`{"version":2,"public":"authority:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA","sealed":{"by":"x","data":"AAAA"}}`))
 	f.Add([]byte(`{`))
 	f.Fuzz(func(t *testing.T, data []byte) {
-		if key, err := decode(data); err == nil && key.IsZero() {
+		file, err := decode(data)
+		if err != nil {
+			return
+		}
+		if key, err := file.key("f", noSealing); err == nil && key.IsZero() {
 			t.Error("an empty key without an error")
 		}
 	})
+}
+
+func noSealing() (platform.Sealer, error) { return nil, platform.ErrUnsupported }
+
+// turned seals by turning bits, with the label in front.
+type turned struct{ broken bool }
+
+func (turned) Name() string { return "turned" }
+func (s turned) Seal(label string, secret []byte) ([]byte, error) {
+	if s.broken {
+		return nil, errors.New("broken")
+	}
+	return append([]byte(label), turn(secret)...), nil
+}
+
+func (turned) Open(label string, sealed []byte) ([]byte, error) {
+	rest, ok := bytes.CutPrefix(sealed, []byte(label))
+	if !ok {
+		return nil, platform.ErrSealed
+	}
+	return turn(rest), nil
+}
+func (turned) Forget(string, []byte) error { return nil }
+
+func turn(b []byte) []byte {
+	out := bytes.Clone(b)
+	for i := range out {
+		out[i] ^= 0xff
+	}
+	return out
+}
+
+func TestSealedKeyFile(t *testing.T) {
+	sealing := func() (platform.Sealer, error) { return turned{}, nil }
+	path := filepath.Join(t.TempDir(), "authority.key")
+	if err := Move(path, true, sealing); err != nil {
+		t.Errorf("without a file: %v", err)
+	}
+	key, err := Load(path, true, noSealing)
+	if err != nil {
+		t.Fatal(err)
+	}
+	plain, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	broken := func() (platform.Sealer, error) { return turned{broken: true}, nil }
+	for name, s := range map[string]platform.Sealing{"nothing to seal with": noSealing, "it fails": broken} {
+		if err := Move(path, true, s); !errors.Is(err, platform.ErrNotSealed) {
+			t.Errorf("%s: %v", name, err)
+		}
+		if now, _ := os.ReadFile(path); !bytes.Equal(now, plain) {
+			t.Errorf("%s: the file changed", name)
+		}
+	}
+	for range 2 { // the second has nothing to do
+		if err := Move(path, true, sealing); err != nil {
+			t.Fatal(err)
+		}
+	}
+	sealed, err := os.ReadFile(path)
+	seed := key.Seed()
+	if err != nil || bytes.Contains(sealed, []byte("seed")) || bytes.Contains(sealed, []byte(base64.StdEncoding.EncodeToString(seed[:])[:40])) {
+		t.Errorf("%v: %s", err, sealed)
+	}
+	if got, err := Load(path, true, sealing); err != nil || got.Public() != key.Public() {
+		t.Errorf("%v", err)
+	}
+	// Elsewhere it is of no use, and never replaced.
+	if _, err := Load(path, true, noSealing); !errors.Is(err, platform.ErrSealed) {
+		t.Errorf("%v", err)
+	}
+	if now, _ := os.ReadFile(path); !bytes.Equal(now, sealed) {
+		t.Error("the file changed")
+	}
+	if err := Move(path, false, sealing); err != nil {
+		t.Fatal(err)
+	}
+	if now, _ := os.ReadFile(path); !bytes.Equal(now, plain) {
+		t.Errorf("it did not come back as it was: %s", now)
+	}
 }

@@ -50,6 +50,14 @@ func TestSealedKeys(t *testing.T) {
 	}
 	m.b.Must(ctx, "mkdir", "-p", "/var/lib/systemd")
 	up(localapi.KeysInFile)
+	// The host with the coordinator in its daemon seals the authority's key too, and comes back.
+	m.a.Must(ctx, "mkdir", "-p", "/var/lib/systemd")
+	if s := pilot[localapi.KeysStatus](t, m.a, "keys", "move", "--to", "system"); len(s.Keys) < 3 || s.Keys[2].File != "coordinator/authority.key" || s.Keys[2].In != "systemd-creds" {
+		t.Errorf("%+v", s)
+	}
+	m.a.Must(ctx, "sh", "-c", "kill -9 $(pidof pilot)")
+	m.a.Must(ctx, "pilot", "up")
+	join(t, m.a, m.c, "auditor")
 	pilot[localapi.KeysStatus](t, m.b, "keys", "move", "--to", "system") // while it runs
 	up("systemd-creds")
 	m.b.Must(ctx, "sh", "-c", "kill -9 $(pidof pilot)")
