@@ -3,6 +3,7 @@
 package tun
 
 import (
+	"runtime"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -62,4 +63,28 @@ func TestWaiterTellsWhichIsReady(t *testing.T) {
 	if w.Ready(0) || !w.Ready(1) {
 		t.Errorf("ready: %v %v", w.Ready(0), w.Ready(1))
 	}
+}
+
+// A wait, short or long, keeps nobody from stopping the world.
+func TestWaiterLetsTheWorldStop(t *testing.T) {
+	a := eventfd(t)
+	defer unix.Close(a)
+	w := NewWaiter([]int{a})
+	if w == nil {
+		t.Fatal("no waiter")
+	}
+	defer w.Close()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for w.Wait(); !w.Ready(0); w.Wait() {
+		}
+	}()
+	for range 20 {
+		runtime.GC()
+	}
+	if _, err := unix.Write(a, []byte{0, 0, 0, 0, 0, 0, 0, 1}); err != nil {
+		t.Fatal(err)
+	}
+	<-done
 }
