@@ -137,8 +137,11 @@ release: $(BIN)/nfpm-v2.45.2 $(BIN)/cyclonedx-gomod-v1.10.0
 		$(PACKAGING) -sign -systems $(PACKAGE_SYSTEMS) -out dist; else echo "not signed: no SIGN_… says how"; fi
 	@cd dist && sha256sum --quiet --check SHA256SUMS && ls -l --time-style=long-iso | awk '$$1 ~ /^-/ {printf "%6.1f MB  %s\n", $$5 / 1e6, $$8}'
 
-## packages-test: install, upgrade, reboot, remove and purge the .deb in a booted Debian; the same for the .rpm without systemd (root)
+## packages-test: install, upgrade in a download, reboot, remove and purge the .deb in a booted Debian; the .rpm and .apk without systemd (root)
+packages-test: export APK_KEY = $(CURDIR)/dist/test/apk.key
+packages-test: export APK_KEY_NAME = test.rsa.pub
 packages-test: $(BIN)/nfpm-v2.45.2 $(BIN)/cyclonedx-gomod-v1.10.0
+	@mkdir -p dist/test && openssl genrsa -traditional -out $(APK_KEY) 2048 2>/dev/null && openssl rsa -in $(APK_KEY) -pubout -out dist/test/apk.pub 2>/dev/null
 	$(PACKAGING) -systems linux/amd64 -version v1.0.0 -out dist/test/1
 	$(PACKAGING) -systems linux/amd64 -version v1.0.1 -out dist/test/2
 	packaging/test dist/test/1 dist/test/2

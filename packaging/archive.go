@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 )
 
 // archive makes the .tar.gz of a system: the program, its documents, and the files that the system's service manager
@@ -37,7 +38,8 @@ func (r release) archive(s system, docs string) error {
 		}
 	case "darwin":
 		const plist = "com.pilot-protocol.pilot.plist"
-		files = append(files, [2]string{"launchd/" + plist, "packaging/macos/" + plist})
+		files = append(files, [2]string{"launchd/" + plist, "packaging/macos/" + plist},
+			[2]string{"install.sh", "packaging/macos/install.sh"}, [2]string{"uninstall.sh", "packaging/macos/uninstall.sh"})
 	}
 	var tarball bytes.Buffer
 	w := tar.NewWriter(&tarball)
@@ -47,7 +49,7 @@ func (r release) archive(s system, docs string) error {
 			return err
 		}
 		mode := int64(0o644)
-		if f[0] == "pilot" {
+		if f[0] == "pilot" || strings.HasSuffix(f[0], ".sh") {
 			mode = 0o755
 		}
 		header := &tar.Header{Name: folder + f[0], Mode: mode, Size: int64(len(data)), ModTime: r.time, Format: tar.FormatUSTAR}

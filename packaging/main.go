@@ -232,7 +232,12 @@ func (r release) pack(ctx context.Context, s system, format, docs string) error 
 	if err := copyScripts(filepath.Join("packaging", format), scripts, r.time); err != nil {
 		return err
 	}
+	pages, err := pages(docs)
+	if err != nil {
+		return err
+	}
 	words := map[string]string{
+		"PAGES":   pages,
 		"SCRIPTS": scripts,
 		"ARCH":    s.arch, "VERSION": version, "RELEASE": rel, "MTIME": r.time.Format(time.RFC3339),
 		"MAINTAINER": maintainer, "BINARY": r.binary(s), "DOCS": docs, "ZSH": zsh,
@@ -267,6 +272,20 @@ func (r release) pack(ctx context.Context, s system, format, docs string) error 
 		return within(path, maxDeb)
 	}
 	return nil
+}
+
+// pages lists the manual pages one by one, for nfpm.yaml: given the folder, nfpm would make it the package's own, and in an
+// .apk with a mode that no system knows.
+func pages(docs string) (string, error) {
+	found, err := filepath.Glob(filepath.Join(docs, "man", "*.gz")) // in order of names
+	if err != nil {
+		return "", err
+	}
+	var lines []string
+	for _, path := range found {
+		lines = append(lines, fmt.Sprintf("- {src: %q, dst: /usr/share/man/man1/%s, file_info: {mode: 0644}}", path, filepath.Base(path)))
+	}
+	return strings.Join(lines, "\n  "), nil
 }
 
 // copyScripts gives the maintainer's scripts permissions and a time that don't depend on when and how the source was
