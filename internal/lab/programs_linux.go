@@ -19,6 +19,7 @@ func packages() map[string]string {
 		"ping": "iputils-ping", "iperf3": "iperf3", "dig": "dnsutils", "tcpdump": "tcpdump",
 		"systemd-creds": "systemd", "nft": "nftables", "conntrack": "conntrack",
 		"ssh": "openssh-client", "ssh-keygen": "openssh-client", "sshd": "openssh-server",
+		"unshare": "util-linux", "slirp4netns": "slirp4netns",
 	}
 }
 
