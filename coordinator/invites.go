@@ -144,6 +144,15 @@ func (r *registry) revokeTarget(ctx context.Context, req api.RevokeRequest) (ide
 	return req.Agent, nil
 }
 
+// leave ends the caller's own membership. It is a revocation like any other: what it signed and was given counts no more,
+// and its name is free.
+func (r *registry) leave(ctx context.Context, c caller) error {
+	return r.audit(ctx, c, "leave", c.agent.String(), "", r.revokeAgent(ctx, c.agent, reasonLeft))
+}
+
+// reasonLeft is why an agent that left is out.
+const reasonLeft = "it left"
+
 func (r *registry) revokeAgent(ctx context.Context, agent identity.AgentPublic, reason string) error {
 	a, err := update(ctx, r.updater, r.store.Agents, agentKey(agent), func(a *agentRecord, exists bool) error {
 		if !exists {

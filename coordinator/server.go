@@ -67,6 +67,7 @@ func (s *server) handler() http.Handler {
 	mux.Handle("GET /v1/invites", s.serve(s.admins(s.getInvites)))
 	mux.Handle("DELETE /v1/invites/{join}", s.serve(s.admins(s.deleteInviteRequest)))
 	mux.Handle("POST /v1/revocations", s.serve(s.admins(s.postRevocation)))
+	mux.Handle("POST /v1/leave", s.serve(s.members(s.postLeave)))
 	mux.Handle("PUT /v1/relay", s.serve(s.members(s.putRelayRequest)))
 	mux.Handle("GET /v1/relays", s.serve(s.members(s.getRelays)))
 	mux.HandleFunc("GET /v1/watch", s.watch)
@@ -160,6 +161,10 @@ func (s *server) postRevocation(r *http.Request, c caller) (any, error) {
 		return nil, err
 	}
 	return nil, s.revoke(r.Context(), c, req)
+}
+
+func (s *server) postLeave(r *http.Request, c caller) (any, error) {
+	return nil, s.leave(r.Context(), c)
 }
 
 // admit says who calls, as far as that is known, and holds back who calls too often.

@@ -225,6 +225,28 @@ func TestPresenceOfTwoStreams(t *testing.T) {
 	la.until("b is gone", isPeer(b.public(), p.Authority(), func(p api.Peer) bool { return !p.Online }))
 }
 
+// A member ends its own membership: others are told as of any revocation, and the name is free at once.
+func TestLeave(t *testing.T) {
+	p := start(t, Options{})
+	a, b := p.enter(t, "a1"), p.enter(t, "b1")
+	noError(t, b.PutConsent(t.Context(), b.consentTo(a.public(), 1, nil)))
+	la := a.listen(t)
+	la.synced()
+	noError(t, b.Leave(t.Context()))
+	rev := must(identity.OpenRevocation(la.untilType(api.EventRevocation).Revocation, p.Authority()))
+	if rev.Agent != b.public() || rev.Reason != reasonLeft {
+		t.Errorf("%+v", rev)
+	}
+	_, err := b.Renew(t.Context())
+	wantCode(t, err, api.CodeRevoked)
+	wantCode(t, b.Leave(t.Context()), api.CodeRevoked)
+	if again := p.enter(t, "b1"); again.public() == b.public() {
+		t.Error("the name went to the same agent")
+	}
+	_, err = a.Agents(t.Context())
+	noError(t, err) // nobody else is out
+}
+
 func TestRevoke(t *testing.T) {
 	p := start(t, Options{})
 	admin := p.enter(t, "admin", api.TagAdmin)

@@ -334,6 +334,15 @@ func (n *Node) MemberOf(network identity.AuthorityPublic) bool {
 	return n.saved.member() && n.saved.Authority == network
 }
 
+// Leave ends this agent's membership for good. The node is of no use afterwards.
+func (n *Node) Leave(ctx context.Context) error {
+	var m *membership
+	if err := n.view(func(v *membership) error { m = v; return nil }); err != nil {
+		return err
+	}
+	return explain(m.client.Load().Leave(ctx))
+}
+
 // Down ends the daemon: the network stays known, and pilot up brings it back.
 func (n *Node) Down(context.Context) (localapi.DownResult, error) {
 	n.mu.Lock()

@@ -73,7 +73,24 @@ func (c *Control) Close() error { return c.conn.Close() }
 // Sandbox is the first process of a sandbox, as who started it has it.
 type Sandbox struct {
 	*Control
-	cmd *exec.Cmd
+	cmd  *exec.Cmd
+	held *os.File // its network
+}
+
+// Hold keeps the network there until Close, also after the last process of the sandbox: without it, whoever carries its packets
+// would see an error before it can know of the end. The process must have been heard of.
+func (s *Sandbox) Hold() (err error) {
+	s.held, err = os.Open(fmt.Sprintf("/proc/%d/ns/net", s.cmd.Process.Pid))
+	return err
+}
+
+// Close ends the conversation, and with that the sandbox.
+func (s *Sandbox) Close() error {
+	err := s.Control.Close()
+	if s.held != nil {
+		err = errors.Join(err, s.held.Close())
+	}
+	return err
 }
 
 // StartSandbox starts this program again, in namespaces of its own, as the same user and with the same files at its standard
@@ -154,11 +171,14 @@ func SandboxControl() (*Control, error) {
 }
 
 // SealSandbox gives up all that this process could do within its namespaces, for itself and all that will descend from
-// it, and becomes this program again, with the command line args. It returns only if it fails.
+// it, puts all of them behind a filter of system calls, and becomes this program again, with the command line args. It returns only if it fails.
 func SealSandbox(args, env []string) error {
 	// Credentials belong to a thread; the thread that calls exec is the one that remains.
 	runtime.LockOSThread()
 	if err := dropAll(); err != nil {
+		return err
+	}
+	if err := filterCalls(); err != nil {
 		return err
 	}
 	if _, err := unix.FcntlInt(controlFD, unix.F_SETFD, 0); err != nil {
@@ -195,6 +215,10 @@ func dropAll() error {
 // started. When control ends, everything ends.
 func RunSandboxed(control *Control, path string, args, env []string) (status int, err error) {
 	ignoreSignals()
+	// Nobody in the sandbox can look into this process, or take its descriptors.
+	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
+		return 0, os.NewSyscallError("prctl", err)
+	}
 	pid, err := syscall.ForkExec(path, args, &syscall.ProcAttr{Env: env, Files: []uintptr{0, 1, 2}})
 	if err != nil {
 		return notStartedStatus(err), fmt.Errorf("start %s: %w", path, err)
@@ -253,3 +277,15 @@ func readTrimmed(path string) string {
 
 // WhyNoNamespaces asks this system for NamespaceHint.
 func WhyNoNamespaces() string { return NamespaceHint(readTrimmed) }
+
+// TerminalSignals tells whether this process is in the foreground of its terminal: what that sends (on Ctrl-C, say) reaches
+// all processes of the group by itself.
+func TerminalSignals() bool {
+	fd, err := unix.Open("/dev/tty", unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NOCTTY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return false
+	}
+	defer unix.Close(fd)
+	group, err := unix.IoctlGetInt(fd, unix.TIOCGPGRP)
+	return err == nil && group == unix.Getpgrp()
+}

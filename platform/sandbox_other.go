@@ -56,3 +56,9 @@ func WhyNoNamespaces() string { return "only Linux has them" }
 
 // HostSockets knows none.
 func HostSockets([]string) []string { return nil }
+
+// Hold fails.
+func (*Sandbox) Hold() error { return ErrUnsupported }
+
+// TerminalSignals is false: nothing is forwarded here.
+func TerminalSignals() bool { return false }

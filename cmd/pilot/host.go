@@ -9,7 +9,6 @@ import (
 	"log/slog"
 	"net"
 	"os"
-	"os/signal"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -79,6 +78,9 @@ func (host) SandboxStage(program []string) error       { return sandbox.Stage(pr
 func (host) SandboxInit(program []string) (int, error) { return sandbox.Init(program) }
 
 func (host) RunSandbox(ctx context.Context, o sandbox.Options) (int, localapi.Egress, error) {
+	if o.Ephemeral {
+		defer func() { _ = os.RemoveAll(o.StateDir) }()
+	}
 	if err := platform.SecureDir(o.StateDir, 0o700); err != nil {
 		return 0, localapi.Egress{}, coded(err)
 	}
@@ -94,9 +96,8 @@ func (host) RunSandbox(ctx context.Context, o sandbox.Options) (int, localapi.Eg
 	if err != nil {
 		return 0, localapi.Egress{}, coded(err)
 	}
-	received := make(chan os.Signal, 16)
-	notifyForwarded(received)
-	defer signal.Stop(received)
+	received, stop := forwarded()
+	defer stop()
 	status, err := s.Run(ctx, received)
 	return status, s.Status(), coded(err)
 }

@@ -91,9 +91,11 @@ func (p *program) runProgram(c *cli.Context) error {
 		return e
 	}
 	status, err := p.runSandbox(c, args)
+	if err != nil && status == exitRun && c.Context.Err() != nil {
+		return exit(exitInterrupted)
+	}
 	if err != nil {
 		p.tell(c, err)
-		return exit(status)
 	}
 	return exit(status)
 }
@@ -129,6 +131,9 @@ func (p *program) runSandbox(c *cli.Context, args []string) (status int, err err
 	}
 	if err := p.runFolders(c, &o); err != nil {
 		return exitRun, err
+	}
+	if !c.Bool("quiet") && !c.Bool("json") {
+		o.Warn = func(w string) { fmt.Fprintf(p.stderr, "pilot: warning: %s\n", safe(w)) }
 	}
 	o.Invite = func(ctx context.Context) (string, error) { return p.findRunInvite(ctx, c) }
 	status, outside, err := p.sys.RunSandbox(c.Context, o)
@@ -190,7 +195,7 @@ func (p *program) runFolders(c *cli.Context, o *sandbox.Options) error {
 	case o.Ephemeral && dir != "":
 		return usage("--ephemeral has no state to be kept: leave --state out")
 	case o.Ephemeral:
-		if dir, err = os.MkdirTemp("", "pilot-run-"); err != nil {
+		if dir, err = os.MkdirTemp(scratchDir(), "pilot-run-"); err != nil {
 			return err
 		}
 	case dir == "":
@@ -201,6 +206,14 @@ func (p *program) runFolders(c *cli.Context, o *sandbox.Options) error {
 	}
 	o.StateDir, err = filepath.Abs(dir)
 	return err
+}
+
+// scratchDir is where folders can be made that are not kept, in memory if there is such a place.
+func scratchDir() string {
+	if dir := os.Getenv("XDG_RUNTIME_DIR"); filepath.IsAbs(dir) && exists(dir) {
+		return dir
+	}
+	return os.TempDir()
 }
 
 // runBase is the folder of the agents that a user runs.

@@ -6,5 +6,5 @@ package main
 
 import "os"
 
-// notifyForwarded asks for nothing: there are no sandboxes on this system.
-func notifyForwarded(chan<- os.Signal) {}
+// forwarded gives nothing: there are no sandboxes on this system.
+func forwarded() (signals <-chan os.Signal, stop func()) { return nil, func() {} }

@@ -7,15 +7,37 @@ package main
 import (
 	"os"
 	"os/signal"
+	"sync"
 	"syscall"
+
+	"github.com/pilot-protocol/pilot/platform"
 )
 
-// notifyForwarded asks for the signals that are meant for the program of a run. Those that a terminal sends reach the
-// program by themselves: it is in the same process group.
-func notifyForwarded(c chan<- os.Signal) {
+// forwarded gives the signals that are meant for the program of a run and don't reach it by themselves, until stop.
+func forwarded() (signals <-chan os.Signal, stop func()) {
+	const waiting = 16
+	in, out := make(chan os.Signal, waiting), make(chan os.Signal, waiting)
 	for _, s := range []os.Signal{syscall.SIGHUP, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGTERM, syscall.SIGUSR1, syscall.SIGUSR2} {
 		if !signal.Ignored(s) {
-			signal.Notify(c, s)
+			signal.Notify(in, s)
 		}
+	}
+	var passing sync.WaitGroup
+	passing.Go(func() {
+		for s := range in {
+			// The program is in the same process group as this one.
+			if (s == syscall.SIGINT || s == syscall.SIGQUIT) && platform.TerminalSignals() {
+				continue
+			}
+			select {
+			case out <- s:
+			default: // it doesn't come to take them
+			}
+		}
+	})
+	return out, func() {
+		signal.Stop(in)
+		close(in)
+		passing.Wait()
 	}
 }

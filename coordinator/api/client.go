@@ -241,6 +241,11 @@ func (c *Client) Revoke(ctx context.Context, r RevokeRequest) error {
 	return c.call(ctx, http.MethodPost, "/v1/revocations", r, nil)
 }
 
+// Leave ends this agent's own membership for good: its key can't return, and its name is free.
+func (c *Client) Leave(ctx context.Context) error {
+	return c.call(ctx, http.MethodPost, "/v1/leave", nil, nil)
+}
+
 // call makes one request and decodes its answer into out, if out isn't nil.
 func (c *Client) call(ctx context.Context, method, path string, in, out any) error {
 	var body []byte

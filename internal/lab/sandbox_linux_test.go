@@ -6,6 +6,8 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -212,5 +214,167 @@ func TestSandboxEgress(t *testing.T) {
 		if r := try(c.rules, c.url); r.Code != c.code {
 			t.Errorf("--egress %s, %s: %v; status %d expected", c.rules, c.url, r, c.code)
 		}
+	}
+}
+
+// interruptScript runs a command on a terminal of its own, presses Ctrl-C when it says that it is ready, and shows what it
+// said and how it ended.
+const interruptScript = `
+import os, pty, sys
+pid, terminal = pty.fork()
+if pid == 0:
+    os.execvp(sys.argv[1], sys.argv[1:])
+said = b""
+while True:
+    try:
+        more = os.read(terminal, 4096)
+    except OSError:
+        break
+    if not more:
+        break
+    if b"ready" in more and b"ready" not in said:
+        os.write(terminal, b"\x03")
+    said += more
+print(said.decode(), "status", os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+`
+
+// countScript counts the SIGINTs that come within a while after the first.
+const countScript = `
+import signal, time
+count = 0
+def more(*a):
+    global count
+    count += 1
+signal.signal(signal.SIGINT, more)
+print("ready", flush=True)
+while count == 0:
+    time.sleep(0.05)
+time.sleep(0.5)
+print("interrupted", count, "times")
+raise SystemExit(9)
+`
+
+// A program's signals, terminal and exit status pass through, and nothing is left of it.
+func TestSandboxLife(t *testing.T) {
+	ctx := deadline(t, time.Minute)
+	m := openTrio(t, "setpriv", "python3", "ps")
+	found(t, m.a, "planner")
+	b := m.b.user()
+	invite := b.invite(t, m.a)
+	m.b.must("sh", "-c", "printf 'no program' > "+b.home+"/text; chmod 644 "+b.home+"/text")
+	for _, c := range []struct {
+		program []string
+		code    int
+	}{
+		{[]string{"sh", "-c", "exit 7"}, 7},
+		{[]string{"true"}, 0},
+		{[]string{"sh", "-c", "kill -TERM $$"}, 143},
+		{[]string{"sh", "-c", "(sleep 1000 &); exit 3"}, 3}, // what it leaves running ends with it
+		{[]string{"/nowhere/at/all"}, 127},
+		{[]string{"./text"}, 126},
+	} {
+		r := m.b.RunInput(ctx, "", b.run("worker", append([]string{"--invite-file", invite, "--"}, c.program...)...)...)
+		if r.Code != c.code {
+			t.Errorf("%q: %v; status %d expected", c.program, r, c.code)
+		}
+	}
+	if r := m.b.RunInput(ctx, "some input", b.run("worker", "--", "cat")...); r.Stdout != "some input" || !r.OK() {
+		t.Errorf("standard input: %v", r)
+	}
+	if r := m.b.Run(ctx, b.run("stranger", "--json", "--", "true")...); r.Code != 125 || r.Stdout != "" || refusal(t, r).Hint == "" {
+		t.Errorf("without an invite: %v", r)
+	}
+
+	waiting := m.b.Start(b.run("worker", "--", "sh", "-c", `trap 'echo got it; exit 4' TERM USR1; echo ready; while :; do sleep 0.1; done`)...)
+	m.wait("ready", waiting)
+	signalTo(t, launcher(t, m.b), syscall.SIGTERM)
+	<-waiting.done
+	if !strings.Contains(waiting.Logs(), "got it") || waiting.cmd.ProcessState.ExitCode() != 4 {
+		t.Errorf("SIGTERM to the launcher: %v, %s", waiting.cmd.ProcessState, waiting.Logs())
+	}
+
+	out := m.b.Must(ctx, append(b.as("python3", "-c", interruptScript), b.pilot, "run", "--name", "worker", "--", "python3", "-c", countScript)...)
+	if !strings.Contains(out, "interrupted 1 times") || !strings.Contains(out, "status 9") {
+		t.Errorf("Ctrl-C: %s", out)
+	}
+
+	// The launcher is killed: everything ends with it.
+	waiting = m.b.Start(b.run("worker", "--", "sh", "-c", "setsid sleep 1000 & echo ready; exec sleep 1000")...)
+	m.wait("ready", waiting)
+	signalTo(t, launcher(t, m.b), syscall.SIGKILL)
+	<-waiting.done
+	Eventually(t, 10*time.Second, func(context.Context) error {
+		if left := m.b.Processes(); len(left) > 0 {
+			return fmt.Errorf("left behind: %v", left)
+		}
+		return nil
+	})
+	if left := m.b.must("ip", "-br", "link"); strings.Contains(left, "pilot") {
+		t.Errorf("left behind: %s", left)
+	}
+}
+
+func signalTo(t *testing.T, pid int, s syscall.Signal) {
+	t.Helper()
+	if err := syscall.Kill(pid, s); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// launcher is the process of pilot run on a host.
+func launcher(t *testing.T, h *Host) int {
+	t.Helper()
+	for pid, command := range h.Processes() {
+		if strings.Contains(command, "pilot run ") && !strings.HasPrefix(command, "setpriv") && !strings.HasPrefix(command, "env") {
+			return pid
+		}
+	}
+	t.Fatal("no pilot run")
+	return 0
+}
+
+// An agent that is ephemeral is nobody's any more when its program has ended.
+func TestSandboxEphemeral(t *testing.T) {
+	m := openTrio(t, "setpriv")
+	found(t, m.a, "planner")
+	b := m.b.user()
+	m.b.must("mkdir", b.home+"/tmp")
+	m.b.must("chown", userID+":"+userID, b.home+"/tmp")
+	run := func() *Process {
+		return m.b.Start(b.as("TMPDIR="+b.home+"/tmp", b.pilot, "run", "--ephemeral", "--name", "temp", "--invite-file", b.invite(t, m.a),
+			"--", "sh", "-c", "ls "+b.home+"/tmp; echo ready; read -r line < "+b.home+"/pipe")...)
+	}
+	m.b.must("mkfifo", "-m", "666", b.home+"/pipe")
+	first := run()
+	m.wait("ready", first)
+	if who := pilot[localapi.Agent](t, m.a, "whois", "temp"); who.Trust != localapi.TrustMutual {
+		t.Errorf("while it runs: %+v", who)
+	}
+	if !strings.Contains(m.b.must("ls", b.home+"/tmp"), "pilot-run-") || strings.Contains(first.Logs(), "agent.key") {
+		t.Errorf("its folder: %s", first.Logs())
+	}
+	m.b.must("sh", "-c", "echo > "+b.home+"/pipe")
+	<-first.done
+	if left := m.b.must("find", b.home, "-not", "-type", "d"); strings.Contains(left, "key") || strings.Contains(left, "node.json") {
+		t.Errorf("left behind: %s", left)
+	}
+	if left := m.b.must("ls", b.home+"/tmp"); left != "" {
+		t.Errorf("left behind: %s", left)
+	}
+	Eventually(t, 5*time.Second, func(context.Context) error {
+		for _, p := range pilot[localapi.Status](t, m.a, "status").Peers {
+			if p.Name == "temp" && (p.Problem == nil || p.Problem.Code != localapi.CodeRevoked) {
+				return fmt.Errorf("it is still a member: %+v", p)
+			}
+		}
+		return nil
+	})
+	// Its name is free for the next.
+	second := run()
+	m.wait("ready", second)
+	m.b.must("sh", "-c", "echo > "+b.home+"/pipe")
+	<-second.done
+	if code := second.cmd.ProcessState.ExitCode(); code != 0 {
+		t.Errorf("another one by that name: status %d: %s", code, second.Logs())
 	}
 }

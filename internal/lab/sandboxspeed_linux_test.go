@@ -126,4 +126,3 @@ func (u *user) slirp(tb testing.TB, name string, options ...string) way {
 	})
 	return way{name, run}
 }
-

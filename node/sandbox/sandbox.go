@@ -10,12 +10,12 @@ package sandbox
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"sync"
 	"syscall"
 	"time"
 
@@ -28,7 +28,7 @@ import (
 	"github.com/pilot-protocol/pilot/policy"
 )
 
-// Options of New. All but Log, Hide and Invite are needed.
+// Options of New. Program, Env, StateDir and Name are needed, and Invite for a new agent.
 type Options struct {
 	// Program is the command line to run, and Env its environment.
 	Program, Env []string
@@ -39,7 +39,9 @@ type Options struct {
 	// Egress is what the program may reach outside of its network; nil: nothing.
 	Egress *policy.Egress
 	// Invite is asked for an invite where the agent is no member of a network yet.
-	Invite  func(context.Context) (string, error)
+	Invite func(context.Context) (string, error)
+	// Warn is told, before the program begins, what it has to do without; nil: nobody is.
+	Warn    func(string)
 	Hide    []string // more folders that the program must not see
 	Version string
 	Log     *slog.Logger
@@ -55,40 +57,45 @@ type Sandbox struct {
 }
 
 // New makes everything that can fail before an invite is used up: the namespaces, the interface, the node. Run ends them.
-func New(o Options) (s *Sandbox, err error) {
+func New(o Options) (*Sandbox, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	s = &Sandbox{o: o, egress: newEgress(o.Egress, platform.OwnAddress, time.Now)}
-	if err := s.egress.check(); err != nil {
-		return nil, err
+	s := &Sandbox{o: o, egress: newEgress(o.Egress, platform.OwnAddress, time.Now)}
+	err := s.egress.check()
+	if err == nil {
+		err = s.open()
 	}
-	defer func() {
-		if err != nil {
-			s.close()
-			err = explain(err)
-		}
-	}()
-	started, err := platform.StartSandbox(stageArgs(o.Program), o.Env)
 	if err != nil {
-		return nil, err
+		s.close()
+		return nil, explain(err)
 	}
-	s.system = &system{System: node.Host(o.StateDir, o.Log), stage: &stage{Sandbox: started}, hostname: o.Name}
-	s.system.splitter.mtu = networkMTU
-	s.system.hide = hidden(o)
+	return s, nil
+}
+
+func (s *Sandbox) open() error {
+	started, err := platform.StartSandbox(stageArgs(s.o.Program), s.o.Env)
+	if err != nil {
+		return err
+	}
+	s.system = &system{
+		System: node.Host(s.o.StateDir, s.o.Log), stage: &stage{Sandbox: started}, egress: s.egress, hostname: s.o.Name, hide: hidden(s.o),
+	}
 	if _, s.system.file, err = s.system.stage.hear(); err != nil {
-		return nil, err
+		return err
 	}
-	s.gateway, err = netstack.NewGateway(netstack.GatewayOptions{
-		Sources: sources(), Open: s.egress.open, Refused: s.egress.never, Flows: maxFlows, MTU: linkMTU, Log: o.Log,
-	})
-	if err != nil {
-		return nil, err
+	if err := started.Hold(); err != nil {
+		return err
 	}
-	s.system.egress, s.system.outside = s.egress, s.gateway.Device("outside")
-	s.system.splitter.outside = s.system.outside
-	s.node, err = node.New(node.Options{StateDir: o.StateDir, Version: o.Version, Log: o.Log, System: s.system, Egress: s.egress})
-	return s, err
+	if s.gateway, err = netstack.NewGateway(netstack.GatewayOptions{
+		Sources: sources(), Open: s.egress.open, Refused: s.egress.never, Flows: maxFlows, MTU: linkMTU, Log: s.o.Log,
+	}); err != nil {
+		return err
+	}
+	s.system.outside = s.gateway.Device("outside")
+	s.system.splitter.mtu, s.system.splitter.outside = networkMTU, s.system.outside
+	s.node, err = node.New(node.Options{StateDir: s.o.StateDir, Version: s.o.Version, Log: s.o.Log, System: s.system, Egress: s.egress})
+	return err
 }
 
 // maxFlows is how many connections and flows of datagrams there may be outside at a time.
@@ -125,42 +132,52 @@ func (s *Sandbox) close() {
 }
 
 // Run joins the network, runs the program, and returns its exit status after its end. Until the program runs it ends with
-// ctx; later only a signal ends it, or a failure of the node.
+// ctx; later only a signal ends it, or the end of the node.
 func (s *Sandbox) Run(ctx context.Context, signals <-chan os.Signal) (status int, err error) {
-	defer func() {
-		s.close()
-		if s.o.Ephemeral {
-			err = errors.Join(err, os.RemoveAll(s.o.StateDir))
-		}
-		err = explain(err)
-	}()
+	defer s.close()
 	group, inner := errgroup.WithContext(context.WithoutCancel(ctx))
 	inner, cancel := context.WithCancel(inner)
 	defer cancel()
-	group.Go(func() error { return s.node.Run(inner) })
+	group.Go(func() error {
+		defer cancel() // without a network the program is of no use
+		return s.node.Run(inner)
+	})
 	group.Go(s.system.splitter.run)
 	group.Go(func() error {
 		<-inner.Done()
 		return s.system.outside.Close()
 	})
-	starting, stop := context.WithCancel(inner)
-	defer context.AfterFunc(ctx, stop)()
-	if err := s.start(starting); err != nil {
-		cancel()
-		return 0, errors.Join(err, group.Wait())
+	err = s.startWithin(ctx, inner)
+	if err == nil {
+		status, err = s.await(inner, signals)
 	}
-	stop()
+	if s.o.Ephemeral && inner.Err() == nil {
+		s.leave()
+	}
+	ended := inner.Err() != nil
+	cancel()
+	if failed := group.Wait(); failed != nil && ended && err == nil {
+		err = fmt.Errorf("the network ended, and the program with it: %w", failed)
+	}
+	return status, explain(err)
+}
+
+// startWithin is start that also ends with the caller's context.
+func (s *Sandbox) startWithin(ctx, inner context.Context) error {
+	starting, stop := context.WithCancel(inner)
+	defer stop()
+	defer context.AfterFunc(ctx, stop)()
+	return s.start(starting)
+}
+
+// await returns the program's status when it has ended.
+func (s *Sandbox) await(ctx context.Context, signals <-chan os.Signal) (status int, err error) {
+	var forwarding sync.WaitGroup
 	ended := make(chan struct{})
-	group.Go(func() error {
-		s.forward(inner, signals, ended)
-		return nil
-	})
+	forwarding.Go(func() { s.forward(ctx, signals, ended) })
 	status, err = s.system.stage.Wait()
 	close(ended)
-	cancel()
-	if failed := group.Wait(); failed != nil {
-		s.o.Log.Debug("the network ended with the program", "error", failed)
-	}
+	forwarding.Wait()
 	return status, err
 }
 
@@ -174,8 +191,14 @@ func (s *Sandbox) start(ctx context.Context) error {
 		}
 		request.Invite = invite
 	}
-	if _, err := s.node.Up(ctx, request); err != nil {
+	result, err := s.node.Up(ctx, request)
+	if err != nil {
 		return err
+	}
+	if s.o.Warn != nil {
+		for _, w := range append(result.Warnings, s.system.warned()...) {
+			s.o.Warn(w)
+		}
 	}
 	if _, err := s.system.stage.ask(order{Start: true}); err != nil {
 		return fmt.Errorf("start the program: %w", err)
@@ -197,6 +220,15 @@ func (s *Sandbox) forward(ctx context.Context, signals <-chan os.Signal, ended <
 				_ = s.system.stage.Signal(number) // it may have ended just now
 			}
 		}
+	}
+}
+
+// leave gives the agent up. Where the coordinator can't be told, the certificate ends by itself within a day.
+func (s *Sandbox) leave() {
+	ctx, cancel := context.WithTimeout(context.Background(), farewell)
+	defer cancel()
+	if err := s.node.Leave(ctx); err != nil {
+		s.o.Log.Warn("the coordinator doesn't know that this agent has left", "error", err)
 	}
 }
 

@@ -121,6 +121,13 @@ func (s *system) OpenDNS() (platform.DNS, error) {
 // RestoreDNS does nothing: the host's settings are not touched.
 func (s *system) RestoreDNS() error { return nil }
 
+// warned returns what the sandbox has to do without.
+func (s *system) warned() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.warnings
+}
+
 // look reads which resolvers the host has now.
 func (s *system) look() {
 	found, err := platform.Resolvers()
