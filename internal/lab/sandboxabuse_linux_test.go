@@ -91,32 +91,6 @@ attempt("first process's network", lambda: open("/proc/1/ns/net"))
 attempt("other processes", lambda: len([p for p in os.listdir("/proc") if p.isdigit()]) > 4)
 attempt("interfaces", lambda: sorted(n for _, n in socket.if_nameindex()) != ["lo", "pilot0"])
 attempt("invite", lambda: "PILOT_INVITE" in os.environ)
-# What libraries can't do: headers in front of the transport's, by an ordinary socket.
-def options(kind, value):
-    def f():
-        s = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
-        s.settimeout(1)
-        s.setsockopt(socket.IPPROTO_IPV6, kind, value)
-        s.connect(("2600:5::80", 7))
-        s.send(b"through")
-        s.recv(100)
-    return f
-attempt("destination options", options(59, bytes([0, 0, 1, 4, 0, 0, 0, 0])))
-attempt("hop-by-hop options", options(54, bytes([0, 0, 1, 4, 0, 0, 0, 0])))
-def fragments():
-    s = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
-    s.settimeout(1)
-    s.setsockopt(socket.IPPROTO_IPV6, 24, 1280) # IPV6_MTU
-    s.connect(("2600:5::80", 7))
-    s.send(b"x" * 4000)
-    s.recv(5000)
-attempt("fragments", fragments)
-def source_route():
-    s = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    s.settimeout(1)
-    s.setsockopt(socket.IPPROTO_IP, socket.IP_OPTIONS, bytes([131, 7, 4]) + socket.inet_aton("5.5.5.80") + b"\0")
-    s.connect(("5.5.5.80", 443))
-attempt("source route", source_route)
 def foreign():
     s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     s.settimeout(1)
@@ -148,8 +122,7 @@ func TestAbuse16Sandbox(t *testing.T) {
 		rules string
 		want  []string
 	}{
-		// Fragments come together again and are a datagram like any other.
-		{"all", []string{"fragments", "resolver", "allowed", "peer"}},
+		{"all", []string{"resolver", "allowed", "peer"}},
 		{"5.5.5.80:8080", []string{"allowed", "peer"}},
 		{"none", []string{"peer"}},
 	} {
@@ -166,5 +139,67 @@ func TestAbuse16Sandbox(t *testing.T) {
 	r := m.b.Run(ctx, b.run("inmate", "--egress", "5.5.5.80:8080", "--", "curl", "-sS", "--max-time", "3", "http://5.5.5.80/")...)
 	if !strings.Contains(r.Stderr, "pilot: refused 1 times by --egress: tcp 5.5.5.80:80") {
 		t.Errorf("the last line: %v", r)
+	}
+}
+
+// headerScript sends what has other headers in front of the transport's, by ordinary sockets, to a port that answers.
+const headerScript = `
+import json, socket
+reached = []
+def attempt(name, f):
+    try:
+        f()
+        reached.append(name)
+    except Exception:
+        pass
+# What libraries can't do: headers in front of the transport's, by an ordinary socket.
+def options(kind, value):
+    def f():
+        s = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+        s.settimeout(1)
+        s.setsockopt(socket.IPPROTO_IPV6, kind, value)
+        s.connect(("2600:5::80", 7))
+        s.send(b"through")
+        s.recv(100)
+    return f
+attempt("datagram", options(67, 1)) # IPV6_TCLASS: a plain one
+attempt("destination options", options(59, bytes([0, 0, 1, 4, 0, 0, 0, 0])))
+attempt("hop-by-hop options", options(54, bytes([0, 0, 1, 4, 0, 0, 0, 0])))
+def fragments():
+    s = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+    s.settimeout(1)
+    s.setsockopt(socket.IPPROTO_IPV6, 24, 1280) # IPV6_MTU
+    s.connect(("2600:5::80", 7))
+    s.send(b"x" * 4000)
+    s.recv(5000)
+attempt("fragments", fragments)
+def source_route():
+    s = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    s.settimeout(1)
+    s.setsockopt(socket.IPPROTO_IP, socket.IP_OPTIONS, bytes([131, 7, 4]) + socket.inet_aton("5.5.5.80") + b"\0")
+    s.connect(("5.5.5.80", 443))
+attempt("source route", source_route)
+print(json.dumps(reached))
+`
+
+// TestAbuse15Sandbox: no header is a way around a rule about ports, and fragments are judged as the datagram that they make.
+func TestAbuse15Sandbox(t *testing.T) {
+	ctx := deadline(t, time.Minute)
+	m, _ := openWorld(t)
+	found(t, m.a, "planner")
+	b := m.b.user()
+	invite := b.invite(t, m.a)
+	for rules, want := range map[string][]string{
+		"[2600:5::80]:8,5.5.5.80:444": {},
+		"[2600:5::80]:7,5.5.5.80:443": {"datagram", "fragments"},
+	} {
+		out := m.b.Must(ctx, b.run("inmate", "--invite-file", invite, "--egress", rules, "--quiet", "--", "python3", "-c", headerScript)...)
+		var reached []string
+		if err := json.Unmarshal([]byte(out), &reached); err != nil {
+			t.Fatalf("%v in %s", err, out)
+		}
+		if fmt.Sprint(reached) != fmt.Sprint(want) {
+			t.Errorf("--egress %s reached %q", rules, reached)
+		}
 	}
 }
