@@ -81,7 +81,10 @@ func ShowSandbox(v SandboxView) (warnings []string, err error) {
 			return nil, err
 		}
 	}
-	if err := scratch.replace("/etc/resolv.conf", v.Resolv); err != nil {
+	switch err := scratch.replace("/etc/resolv.conf", v.Resolv); {
+	case errors.Is(err, fs.ErrNotExist):
+		warnings = append(warnings, "names don't resolve in the sandbox: there is no /etc/resolv.conf to be replaced")
+	case err != nil:
 		return nil, err
 	}
 	for path, text := range map[string]string{
@@ -97,18 +100,18 @@ func ShowSandbox(v SandboxView) (warnings []string, err error) {
 
 // hide puts an empty folder, or an empty file, in the place of what is at a path, if anything is.
 func hide(path string, empty string) error {
-	real, err := filepath.EvalSymlinks(path)
+	there, err := filepath.EvalSymlinks(path)
 	if err != nil {
 		return nil // there is nothing to hide
 	}
-	info, err := os.Lstat(real)
+	info, err := os.Lstat(there)
 	if err != nil {
 		return nil
 	}
 	if info.IsDir() {
-		err = mountEmpty(real)
+		err = mountEmpty(there)
 	} else {
-		err = unix.Mount(empty, real, "", unix.MS_BIND, "")
+		err = unix.Mount(empty, there, "", unix.MS_BIND, "")
 	}
 	if err != nil {
 		return fmt.Errorf("hide %s: %w", path, err)

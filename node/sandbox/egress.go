@@ -84,26 +84,30 @@ func (e *egress) Ask(name string) bool {
 
 // Admit implements magicdns.Gate: it keeps out of answers what a name must not lead to, and remembers what it may.
 func (e *egress) Admit(name string, a netip.Addr, ttl time.Duration) bool {
-	real := target.Real(a)
-	place, why := e.place(real, a)
-	if why == "" && (place == policy.PlacePublic || e.rules.MayReach(real, 0, place)) {
-		e.pins.add(real, name, ttl)
+	far := target.Real(a)
+	if place, why := e.place(far, a); why == "" && e.nameable(far, place) {
+		e.pins.add(far, name, ttl)
 		return true
 	}
 	e.refuse(kindOfNames, name+" → "+a.String(), whyRebound)
 	return false
 }
 
+// nameable reports whether a rule that allows a name may lead to an address.
+func (e *egress) nameable(far netip.Addr, place policy.Place) bool {
+	return place == policy.PlacePublic || e.rules.MayReach(far, 0, place)
+}
+
 // place tells what an address is. why is not empty for one that no rule can allow.
-func (e *egress) place(real, written netip.Addr) (place policy.Place, why string) {
+func (e *egress) place(far, written netip.Addr) (place policy.Place, why string) {
 	class := target.ClassOf(written)
 	network := e.network.Load()
 	switch {
 	case class.Never():
 		return 0, whyNever
-	case network == nil || network.Contains(real) || network.Contains(written):
+	case network == nil || network.Contains(far) || network.Contains(written):
 		return 0, whyNetwork
-	case e.own(real):
+	case e.own(far):
 		return policy.PlaceHost, ""
 	case class == target.Private:
 		return policy.PlacePrivate, ""
@@ -113,15 +117,16 @@ func (e *egress) place(real, written netip.Addr) (place policy.Place, why string
 
 // allowed decides about a connection; why is empty for one that is allowed.
 func (e *egress) allowed(to netip.AddrPort) (why string) {
-	real := target.Real(to.Addr())
-	place, why := e.place(real, to.Addr())
+	far := target.Real(to.Addr())
+	place, why := e.place(far, to.Addr())
+	named := func(name string) bool { return e.rules.MayReachNamed(name, to.Port()) }
 	switch {
 	case why != "":
 		return why
-	case e.rules.MayReach(real, to.Port(), place):
+	case e.rules.MayReach(far, to.Port(), place):
 		return ""
-	case slices.ContainsFunc(e.pins.names(real), func(name string) bool { return e.rules.MayReachNamed(name, to.Port()) }):
-		return "" // what names may point at was decided when they were answered
+	case e.nameable(far, place) && slices.ContainsFunc(e.pins.names(far), named):
+		return ""
 	case place == policy.PlaceHost:
 		return whyOwn
 	}

@@ -100,17 +100,23 @@ func TestEgressPins(t *testing.T) {
 		if !may(netip.MustParseAddr("::ffff:8.8.8.8"), 443) {
 			t.Error("the same in other clothes")
 		}
-		time.Sleep(minPin - 1)
+		time.Sleep(minPin - time.Nanosecond)
 		if !may(public, 443) {
 			t.Error("before the end of the least time")
 		}
-		time.Sleep(1)
+		time.Sleep(time.Nanosecond)
 		if may(public, 443) || !may(other, 80) {
 			t.Error("after it")
 		}
 		time.Sleep(maxPin)
 		if may(other, 80) {
 			t.Error("after the most time")
+		}
+		// An address that has become this host's own is none that a name leads to.
+		e.Admit("a.test", public, time.Hour)
+		e.own = func(a netip.Addr) bool { return a == public }
+		if may(public, 443) {
+			t.Error("an address that is this host's now")
 		}
 		// A private address needs a rule of its own, and then the name opens its ports too.
 		if e.Admit("private.test", netip.MustParseAddr("10.8.0.1"), time.Hour) || may(netip.MustParseAddr("10.8.0.1"), 80) {
