@@ -35,7 +35,8 @@ type engine struct {
 	stack    *netstack.Stack
 	overlay  *overlay.Overlay
 	names    *magicdns.Server
-	dns      platform.DNS // nil: this host's resolver could not be told
+	dns      platform.DNS           // nil: this host's resolver could not be told
+	trouble  atomic.Pointer[string] // why names don't resolve on this host by themselves; nil: they do
 	// before are the resolvers that the host had before, nil: not known. They are remembered here because dns may be waiting
 	// for programs of the host's when they are needed.
 	before  atomic.Pointer[[]netip.AddrPort]
@@ -64,9 +65,8 @@ type engineOptions struct {
 	socket  string // of the daemon's local API
 }
 
-// openEngine makes the interface, the sockets and the service stack. Nothing moves before run. The warnings say what
-// this host has to do without.
-func openEngine(o engineOptions) (opened *engine, warnings []string, err error) {
+// openEngine makes the interface, the sockets and the service stack. Nothing moves before run.
+func openEngine(o engineOptions) (opened *engine, err error) {
 	prefix := identity.NetworkPrefix(o.network)
 	e := &engine{zone: o.zone, prefix: prefix, service: identity.ServiceAddress(prefix), apart: o.gate != nil, socket: o.socket, log: o.log}
 	defer func() {
@@ -75,13 +75,13 @@ func openEngine(o engineOptions) (opened *engine, warnings []string, err error) 
 		}
 	}()
 	if err = e.openDevice(o); err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	if e.underlay, err = o.system.OpenUnderlay(); err != nil {
-		return nil, nil, fmt.Errorf("open the UDP port: %w", err)
+		return nil, fmt.Errorf("open the UDP port: %w", err)
 	}
 	if err = e.openStack(); err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	options := overlay.Options{
 		Network: o.network, Device: e.device, Underlay: e.underlay, Stack: e.stack, AES: platform.HasAES(), Log: o.log,
@@ -90,19 +90,18 @@ func openEngine(o engineOptions) (opened *engine, warnings []string, err error) 
 		options.Hosted = e.others.Device(userspaceName)
 	}
 	if e.overlay, err = overlay.New(options); err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	e.names = magicdns.New(magicdns.Options{Log: o.log, Gate: o.gate})
 	if e.user != nil {
-		return e, nil, nil // nothing of this host's changes
+		return e, nil // nothing of this host's changes
 	}
 	if e.dns, err = o.system.OpenDNS(); err != nil {
-		e.log.Warn("names can't be announced to this host's resolver", "error", err)
-		warnings = append(warnings, fmt.Sprintf("names do not resolve on this host by themselves (%v); ask %s", err, e.service))
+		e.nameless(err)
 		e.dns, err = nil, nil
 	}
 	e.rememberUpstreams()
-	return e, warnings, nil
+	return e, nil
 }
 
 // rememberUpstreams asks for the resolvers that the host had before, and reports whether they are others now.
@@ -144,15 +143,36 @@ func (e *engine) setNames(p plan) {
 	e.names.Set(state)
 }
 
-// announce tells the host's resolver who knows the zone. It comes last: before, nobody would answer.
-func (e *engine) announce() error {
+// announce tells the host's resolver who knows the zone. It comes last: before, nobody would answer. An agent can do without.
+func (e *engine) announce() {
 	if e.dns == nil {
-		return nil
+		return
 	}
-	defer e.rememberUpstreams() // now without this node itself
-	return e.dns.Set(platform.DNSConfig{
+	if err := e.dns.Set(platform.DNSConfig{
 		Interface: e.device.Name(), Server: e.service, Zone: e.zone, Search: []string{e.zone}, Reverse: magicdns.ReverseZones(e.prefix),
-	})
+	}); err != nil {
+		e.nameless(err)
+	}
+	e.rememberUpstreams() // now without this node itself
+}
+
+// nameless notes that this host's resolver could not be told, and why; with nil, that it could.
+func (e *engine) nameless(err error) {
+	if err == nil {
+		e.trouble.Store(nil)
+		return
+	}
+	e.log.Warn("names can't be announced to this host's resolver", "error", err)
+	text := fmt.Sprintf("names do not resolve on this host by themselves (%v); ask %s", err, e.service)
+	e.trouble.Store(&text)
+}
+
+// warnings say what this host has to do without.
+func (e *engine) warnings() []string {
+	if text := e.trouble.Load(); text != nil {
+		return []string{*text}
+	}
+	return nil
 }
 
 // dnsMode says how names reach the daemon.
@@ -195,7 +215,7 @@ func (e *engine) watchDNS(ctx context.Context, changed func()) error {
 	}
 	t := time.NewTicker(dnsInterval)
 	defer t.Stop()
-	failing := false
+	failing := e.trouble.Load() != nil
 	for {
 		select {
 		case <-ctx.Done():
@@ -203,8 +223,8 @@ func (e *engine) watchDNS(ctx context.Context, changed func()) error {
 		case <-t.C:
 		}
 		again, err := e.dns.Refresh()
-		if err != nil && !failing {
-			e.log.Warn("the host's DNS settings can't be kept", "error", err)
+		if (err != nil) != failing {
+			e.nameless(err)
 		}
 		failing = err != nil
 		others := e.rememberUpstreams()

@@ -45,13 +45,13 @@ func (n *Node) bringUp(ctx context.Context) error {
 	if err == nil {
 		err = n.saveLocked()
 	}
-	if err == nil && n.shared == nil {
-		err = m.engine.announce()
-	}
 	if err != nil {
 		n.member = nil
 		n.mu.Unlock()
 		return errors.Join(err, n.abandon(m))
+	}
+	if n.shared == nil {
+		m.engine.announce()
 	}
 	n.mu.Unlock()
 	if err := n.start(ctx, func(ctx context.Context) error { return n.live(ctx, m) }); err != nil {
@@ -94,7 +94,7 @@ func (n *Node) prepare() (*membership, error) {
 		return nil, err
 	}
 	if m.engine = n.shared; m.engine == nil {
-		if m.engine, m.warnings, err = openEngine(engineOptions{
+		if m.engine, err = openEngine(engineOptions{
 			system: n.system, network: n.saved.Authority, self: n.key.Public(), zone: m.zone, tun: wantedTUN(saved), gate: n.opts.gate(),
 			socket: platform.SocketPath(n.opts.StateDir), log: n.log,
 		}); err != nil {
@@ -289,7 +289,7 @@ func (n *Node) describe(r *localapi.UpResult) {
 	if r.Hosted {
 		r.Coordinators = n.advertised(n.saved.Authority, n.saved.Listen)
 	}
-	r.Warnings = append(r.Warnings, m.warnings...)
+	r.Warnings = append(r.Warnings, m.engine.warnings()...)
 	if !m.link.connected {
 		reason := "no answer yet"
 		if m.link.err != nil {

@@ -43,6 +43,8 @@ type Options struct {
 	Log      *slog.Logger
 	Now      func() time.Time
 	System   System // nil: this host
+	// DNSGuard is a command that undoes this host's DNS settings if this process is killed, see platform.Options.Guard.
+	DNSGuard []string
 	// Caller decides who may use the local API; nil: root, the daemon's own user, and the group "pilot".
 	Caller localapi.Caller
 	// Sealing is what keys may be sealed with; nil: what this system offers.
@@ -116,7 +118,6 @@ type membership struct {
 	told         identity.Record    // the last one that the coordinator took
 	hangUp       context.CancelFunc // ends the present stream
 	expiry       time.Time          // when a consent ends next, as of the last look
-	warnings     []string
 }
 
 // coordinatorLink is how things stand with the coordinator.
@@ -141,7 +142,7 @@ func newNode(o Options, shared *engine) (*Node, error) {
 		o.Now = time.Now
 	}
 	if o.System == nil {
-		o.System = host{stateDir: o.StateDir, log: o.Log}
+		o.System = host{stateDir: o.StateDir, guard: o.DNSGuard, log: o.Log}
 	}
 	if o.Sealing == nil {
 		o.Sealing = platform.SystemSealer
@@ -172,11 +173,26 @@ func newNode(o Options, shared *engine) (*Node, error) {
 
 // lockState keeps others from using the folder.
 func lockState(dir string) (unlock func() error, err error) {
-	unlock, err = platform.LockFile(filepath.Join(dir, lockFile))
+	unlock, err = lockPatiently(filepath.Join(dir, lockFile))
 	if errors.Is(err, platform.ErrLocked) {
 		return nil, &localapi.Error{Code: localapi.CodeStateLocked, Message: "another daemon uses " + dir, Hint: "stop it with: pilot down"}
 	}
 	return unlock, explain(err)
+}
+
+const (
+	lockLimit = 2 * time.Second // how long another may hold the state folder
+	lockPause = 20 * time.Millisecond
+)
+
+// lockPatiently waits a moment for a lock: whoever undoes what a killed daemon left behind holds it for that long.
+func lockPatiently(path string) (release func() error, err error) {
+	for end := time.Now().Add(lockLimit); ; time.Sleep(lockPause) {
+		release, err = platform.LockFile(path)
+		if !errors.Is(err, platform.ErrLocked) || time.Now().After(end) {
+			return release, err
+		}
+	}
 }
 
 // load reads what an earlier run saved.

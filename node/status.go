@@ -80,7 +80,7 @@ func (n *Node) statusProblems(s *localapi.Status, m *membership) {
 	if p := m.book.relayProblem(s.Self.Relays); p != nil {
 		s.Problems = append(s.Problems, *p)
 	}
-	for _, w := range m.warnings {
+	for _, w := range m.engine.warnings() {
 		s.Problems = append(s.Problems, localapi.Problem{Code: localapi.CodeInternal, Message: w})
 	}
 }

@@ -73,6 +73,7 @@ func Host(stateDir string, log *slog.Logger) System { return host{stateDir: stat
 // host is the real System.
 type host struct {
 	stateDir string
+	guard    []string // see platform.Options
 	log      *slog.Logger
 }
 
@@ -107,7 +108,7 @@ func (h host) OpenTUN() (d tun.Device, err error) {
 }
 
 func (h host) OpenDNS() (platform.DNS, error) {
-	return platform.OpenDNS(platform.Options{Log: h.log, StateDir: h.stateDir})
+	return platform.OpenDNS(platform.Options{Log: h.log, StateDir: h.stateDir, Guard: h.guard})
 }
 
 func (h host) Addresses() ([]netip.Addr, error) {

@@ -59,6 +59,9 @@ type Options struct {
 	Log      *slog.Logger // nil: nothing is logged
 	StateDir string       // where changes are remembered until they are undone
 	Root     string       // folder that stands for the file system's root; empty: the real one
+	// Guard is a command that waits for the end of its standard input and then, unless it has read anything, undoes what
+	// is remembered in StateDir. It runs while files are changed that would outlive this process. Empty: none.
+	Guard []string
 }
 
 func (o Options) logger() *slog.Logger {

@@ -16,9 +16,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// OpenDNS finds out how this system resolves names. Nothing is changed before Set; but what a killed process left
-// changed is undone first. ErrDNSUnavailable says that there is no way. A process that is not root asks the system
-// service for it, where that is there.
+// OpenDNS finds out how this system resolves names, now and later on. Nothing is changed before Set; but what a killed
+// process left changed is undone first. Where there is no way, Set says so, and each Refresh looks again. A process that
+// is not root asks the system service for it, where that is there.
 func OpenDNS(o Options) (DNS, error) {
 	log := o.logger()
 	if o.Root == "" {
@@ -29,20 +29,8 @@ func OpenDNS(o Options) (DNS, error) {
 	if err := RestoreDNS(o.StateDir, log); err != nil {
 		return nil, err
 	}
-	path := filepath.Join("/", o.Root, "etc/resolv.conf")
-	env := lookAround(path)
-	choice := ChooseDNS(env)
-	log.Info("DNS", "mode", choice.Mode, "reason", choice.Reason)
-	switch choice.Mode {
-	case ModeResolved:
-		return &resolvedDNS{stateDir: o.StateDir, log: log}, nil
-	case ModeResolvconf:
-		return newResolvconfDNS(path, o.StateDir, o.Root, env.Resolvconf, log), nil
-	case ModeFile:
-		return newFileDNS(path, o.StateDir, log)
-	default:
-		return nil, fmt.Errorf("%w: %s", ErrDNSUnavailable, choice.Reason)
-	}
+	d := &fittingDNS{path: filepath.Join("/", o.Root, "etc/resolv.conf"), options: o, log: log}
+	return d, d.look()
 }
 
 // RestoreDNS undoes what a process that was killed, and used this state folder, had set. With nothing to undo it does
@@ -76,20 +64,24 @@ func RestoreDNS(stateDir string, log *slog.Logger) error {
 	return removeDNSRecord(stateDir)
 }
 
-// lookAround gathers what ChooseDNS decides by.
-func lookAround(path string) Environment {
+// lookAround gathers what ChooseDNS decides by. former is what was at path before us, if ours is there now.
+func lookAround(path string, former *savedFile) Environment {
 	e := Environment{BusNames: busNames(), Resolvconf: resolvconfKind(), BindMount: isMounted(path)}
-	if link, err := os.Readlink(path); err == nil {
-		e.Symlink = link
-	}
+	link, _ := os.Readlink(path)
 	content, err := readBounded(path)
 	if err == nil {
 		e.ResolvConf = append([]byte{}, content...)
 	}
+	if e.Symlink = link; former != nil {
+		e.Symlink, e.ResolvConf = former.Symlink, nil
+		if len(former.Content) > 0 || former.Existed && former.Symlink == "" {
+			e.ResolvConf = append([]byte{}, former.Content...)
+		}
+	}
 	// A file that can be replaced needs no permission of its own; one that is mounted, or in a read-only folder, does.
 	folder := unix.Access(filepath.Dir(path), unix.W_OK) == nil
-	file := unix.Access(path, unix.W_OK) == nil && e.Symlink == "" && !errors.Is(err, fs.ErrNotExist)
-	e.ReadOnly = !file && (!folder || e.BindMount)
+	file := unix.Access(path, unix.W_OK) == nil && link == "" && !errors.Is(err, fs.ErrNotExist)
+	e.ReadOnly = !file && (!folder || e.BindMount || isImmutable(path))
 	return e
 }
 

@@ -61,6 +61,10 @@ func TestChooseDNS(t *testing.T) {
 			"file: resolv.conf is written by networkmanager, and set again when that changes it"},
 		{"symlink", Environment{ResolvConf: []byte("nameserver 192.0.2.1\n"), Symlink: "/run/connman/resolv.conf"},
 			"file: resolv.conf is a symlink to /run/connman/resolv.conf, replaced by a file"},
+		{"stub, at boot", Environment{Symlink: "../run/systemd/resolve/stub-resolv.conf", BusNames: resolved},
+			"systemd-resolved: resolv.conf names only the stub of systemd-resolved, which is on the bus"},
+		{"stub, before the bus", Environment{Symlink: "../run/systemd/resolve/stub-resolv.conf"},
+			"file: resolv.conf names the stub of systemd-resolved, which isn't on this bus"},
 		{"nothing", Environment{}, "file: there is no resolv.conf"},
 		{"empty file", Environment{ResolvConf: []byte{}, BusNames: resolved}, "file: resolv.conf is a plain file"},
 	}
@@ -81,7 +85,7 @@ func TestRenderResolvConf(t *testing.T) {
 	if got := upstreams(r.Nameservers, netip.Addr{}); !slices.Equal(got, ports("192.0.2.1", "fe80::1%eth0")) {
 		t.Errorf("nameservers %v", got)
 	}
-	want := resolvMarker + "\nnameserver fd5c:1:2::53\nsearch pilot.internal a.example b.example\noptions ndots:2 edns0\nsortlist 192.0.2.0\n"
+	want := resolvMarker + "\n# Other names: 192.0.2.1\n# Other names: fe80::1%eth0\nnameserver fd5c:1:2::53\nsearch pilot.internal a.example b.example\noptions ndots:2 edns0\nsortlist 192.0.2.0\n"
 	if got := string(r.render(testConfig)); got != want {
 		t.Errorf("rendered\n%s\nwant\n%s", got, want)
 	}
@@ -148,8 +152,8 @@ func TestDNSRecordIsChecked(t *testing.T) {
 }
 
 func TestWindowsScripts(t *testing.T) {
-	want := "$ErrorActionPreference='Stop'; Get-DnsClientNrptRule | Where-Object { $_.Comment -eq 'pilot' } | Remove-DnsClientNrptRule -Force; " +
-		"Add-DnsClientNrptRule -Namespace '.pilot.internal','.2.0.0.0.1.0.0.0.c.5.d.f.ip6.arpa' -NameServers 'fd5c:1:2::53' -Comment 'pilot'; " +
+	want := "$ErrorActionPreference='Stop'; Get-DnsClientNrptRule | Where-Object { $_.Comment -eq 'pilot lo' } | Remove-DnsClientNrptRule -Force; " +
+		"Add-DnsClientNrptRule -Namespace '.pilot.internal','.2.0.0.0.1.0.0.0.c.5.d.f.ip6.arpa' -NameServers 'fd5c:1:2::53' -Comment 'pilot lo'; " +
 		"Set-DnsClient -InterfaceAlias 'lo' -ConnectionSpecificSuffix 'pilot.internal'; Clear-DnsClientCache"
 	if got := nrptSet(testConfig); got != want {
 		t.Errorf("got  %s\nwant %s", got, want)
@@ -161,7 +165,7 @@ func TestResolverFiles(t *testing.T) {
 	for path, want := range map[string]string{
 		"/etc/resolver/pilot.internal":                   resolvMarker + "\nnameserver fd5c:1:2::53\n",
 		"/etc/resolver/2.0.0.0.1.0.0.0.c.5.d.f.ip6.arpa": resolvMarker + "\nnameserver fd5c:1:2::53\n",
-		"/etc/resolver/search.pilot":                     resolvMarker + "\nsearch pilot.internal\n",
+		"/etc/resolver/search.pilot.internal":            resolvMarker + "\nsearch pilot.internal\n",
 	} {
 		if got := string(files[path]); got != want {
 			t.Errorf("%s: %q", path, got)

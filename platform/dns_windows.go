@@ -36,7 +36,7 @@ func RestoreDNS(stateDir string, _ *slog.Logger) error {
 	if err != nil || r == nil {
 		return err
 	}
-	if err := powershell(nrptRemove()).run(); err != nil {
+	if err := powershell(nrptRemove(r.Interface)).run(); err != nil {
 		return fmt.Errorf("restore DNS: %w", err)
 	}
 	return removeDNSRecord(stateDir)
@@ -116,7 +116,7 @@ func (d *nrptDNS) Restore() error {
 	if d.config == nil {
 		return nil
 	}
-	if err := powershell(nrptRemove()).run(); err != nil {
+	if err := powershell(nrptRemove(d.config.Interface)).run(); err != nil {
 		return fmt.Errorf("restore DNS: %w", err)
 	}
 	d.config = nil

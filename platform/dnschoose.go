@@ -33,7 +33,7 @@ type Decision struct{ Mode, Reason string }
 func ChooseDNS(e Environment) Decision {
 	rc := parseResolvConf(e.ResolvConf)
 	resolved := slices.Contains(e.BusNames, "org.freedesktop.resolve1")
-	stub := len(rc.Nameservers) > 0 && !slices.ContainsFunc(rc.Nameservers, func(a netip.Addr) bool { return !isStub(a) })
+	stub := e.stub(rc)
 	switch {
 	case stub && resolved:
 		return Decision{ModeResolved, "resolv.conf names only the stub of systemd-resolved, which is on the bus"}
@@ -56,6 +56,19 @@ func ChooseDNS(e Environment) Decision {
 	default:
 		return Decision{ModeFile, "resolv.conf is a plain file"}
 	}
+}
+
+// stub says whether all that programs ask is systemd-resolved. At boot its file may not be there yet.
+func (e Environment) stub(rc resolvConf) bool {
+	if e.ResolvConf == nil {
+		return strings.HasSuffix(e.Symlink, "systemd/resolve/stub-resolv.conf")
+	}
+	return len(rc.Nameservers) > 0 && !slices.ContainsFunc(rc.Nameservers, func(a netip.Addr) bool { return !isStub(a) })
+}
+
+// early says that the resolver that is asked may be about to come: systemd-resolved is, and isn't on the bus.
+func (e Environment) early() bool {
+	return e.stub(parseResolvConf(e.ResolvConf)) && !slices.Contains(e.BusNames, "org.freedesktop.resolve1")
 }
 
 func (e Environment) managedByResolvconf(rc resolvConf) bool {

@@ -6,8 +6,9 @@ import (
 	"strings"
 )
 
-// nrptComment marks our rules in the Name Resolution Policy Table of Windows.
-const nrptComment = "pilot"
+// nrptComment marks our rules in the Name Resolution Policy Table of Windows. A host may run daemons of several networks,
+// each with its interface.
+func nrptComment(name string) string { return "pilot " + name }
 
 // nrptSet is the PowerShell script that sends our zones, and all names below them, to our server. All that goes into it
 // has been validated: no quote can occur.
@@ -16,9 +17,9 @@ func nrptSet(c DNSConfig) string {
 	for _, z := range append([]string{c.Zone}, c.Reverse...) {
 		spaces = append(spaces, "'."+z+"'")
 	}
-	script := "$ErrorActionPreference='Stop'; " + nrptRemove() + "; " +
+	script := "$ErrorActionPreference='Stop'; " + nrptRemove(c.Interface) + "; " +
 		"Add-DnsClientNrptRule -Namespace " + strings.Join(spaces, ",") +
-		" -NameServers '" + c.Server.String() + "' -Comment '" + nrptComment + "'; "
+		" -NameServers '" + c.Server.String() + "' -Comment '" + nrptComment(c.Interface) + "'; "
 	if len(c.Search) > 0 {
 		script += "Set-DnsClient -InterfaceAlias '" + c.Interface + "' -ConnectionSpecificSuffix '" + c.Search[0] + "'; "
 	}
@@ -26,8 +27,8 @@ func nrptSet(c DNSConfig) string {
 }
 
 // nrptRemove takes our rules out. The suffix goes with the adapter.
-func nrptRemove() string {
-	return "Get-DnsClientNrptRule | Where-Object { $_.Comment -eq '" + nrptComment + "' } | Remove-DnsClientNrptRule -Force"
+func nrptRemove(name string) string {
+	return "Get-DnsClientNrptRule | Where-Object { $_.Comment -eq '" + nrptComment(name) + "' } | Remove-DnsClientNrptRule -Force"
 }
 
 // resolverFiles are the files of macOS's resolver(5): one for each domain, with the server to ask.
@@ -37,9 +38,9 @@ func resolverFiles(folder string, c DNSConfig) map[string][]byte {
 	for _, z := range append([]string{c.Zone}, c.Reverse...) {
 		files[folder+"/"+z] = []byte(content)
 	}
-	// A file of any name may add search domains; it has no nameserver, so it routes nothing.
+	// A file of any name may add search domains; it has no nameserver, so it routes nothing. Each network has its own.
 	if len(c.Search) > 0 {
-		files[folder+"/search.pilot"] = []byte(resolvMarker + "\nsearch " + strings.Join(c.Search, " ") + "\n")
+		files[folder+"/search."+c.Zone] = []byte(resolvMarker + "\nsearch " + strings.Join(c.Search, " ") + "\n")
 	}
 	return files
 }

@@ -20,6 +20,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// maxFormer bounds how many files are remembered that came before the one to put back.
+const maxFormer = 4
+
 // maxResolvConf bounds what is read of a resolv.conf, in bytes.
 const maxResolvConf = 1 << 20
 
@@ -77,7 +80,7 @@ func newFileDNS(path, stateDir string, log *slog.Logger) (*fileDNS, error) {
 	if err != nil {
 		return nil, err
 	}
-	d.upstreams = upstreams(parseResolvConf(saved.Content).Nameservers, netip.Addr{})
+	d.upstreams = fileUpstreams(saved.Content, netip.Addr{})
 	return d, nil
 }
 
@@ -103,20 +106,63 @@ func (d *fileDNS) setLocked(c DNSConfig) error {
 	if err != nil {
 		return fmt.Errorf("set DNS: %w", err)
 	}
-	base := now
-	if d.record != nil && now.Symlink == "" && d.record.File.ours(now.Content, d.record.Server) {
-		base = *d.record.File
+	record := &dnsRecord{Mode: ModeFile, Interface: c.Interface, Server: c.Server}
+	base := d.baseLocked(now, record)
+	if rc := parseResolvConf(base.Content); d.record == nil && rc.Owner == "pilot" && slices.Contains(rc.Nameservers, c.Server) {
+		// Another program has put our file of an earlier run back, as what it found.
+		base.Content = rc.unrender(c)
+		base.SHA256 = digest(base.Content)
 	}
 	base.Written = parseResolvConf(base.Content).render(c)
+	record.File = &base
 	if now.Symlink != "" || !bytes.Equal(now.Content, base.Written) {
-		record := &dnsRecord{Mode: ModeFile, Interface: c.Interface, Server: c.Server, File: &base}
-		if err := d.writeLocked(record); err != nil {
-			return fmt.Errorf("set DNS: %w", err)
-		}
+		err = d.writeLocked(record)
+	} else if d.record == nil || !bytes.Equal(d.record.File.Content, base.Content) {
+		err = record.save(d.stateDir)
+		d.record = record
+	}
+	if err != nil {
+		return fmt.Errorf("set DNS: %w", err)
 	}
 	d.config = c
-	d.upstreams = upstreams(parseResolvConf(base.Content).Nameservers, c.Server)
+	d.upstreams = fileUpstreams(base.Content, c.Server)
 	return nil
+}
+
+// baseLocked is the file to put back, given the one that is there, and notes in the record what to go back to after that.
+// Another network's client that came after us keeps our file, writes its own, and puts ours back when it ends: what ours
+// was made of counts again then.
+func (d *fileDNS) baseLocked(now savedFile, record *dnsRecord) savedFile {
+	if d.record == nil {
+		return now
+	}
+	record.Former = d.record.Former
+	if now.Symlink != "" || !d.record.File.ours(now.Content, d.record.Server) {
+		record.Former = append(slices.Clone(record.Former), *d.record.File)
+		record.Former = record.Former[max(0, len(record.Former)-maxFormer):]
+		return now
+	}
+	if bytes.Equal(now.Content, d.record.File.Written) {
+		return *d.record.File
+	}
+	for i, f := range slices.Backward(record.Former) {
+		if bytes.Equal(now.Content, f.Written) {
+			record.Former = record.Former[:i]
+			return f
+		}
+	}
+	return *d.record.File
+}
+
+// former is the file that was there before ours; nil: ours isn't there.
+func (d *fileDNS) former() *savedFile {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.record == nil {
+		return nil
+	}
+	f := *d.record.File
+	return &f
 }
 
 func (d *fileDNS) writeLocked(record *dnsRecord) error {

@@ -3,4 +3,4 @@
 package platform
 
 // DNSEnvironment is what ChooseDNS would decide by now. Nothing is changed.
-func DNSEnvironment() Environment { return lookAround("/etc/resolv.conf") }
+func DNSEnvironment() Environment { return lookAround("/etc/resolv.conf", nil) }

@@ -33,6 +33,8 @@ type dnsRecord struct {
 	Program   string     `json:"program,omitempty"` // kind of resolvconf
 	Paths     []string   `json:"paths,omitempty"`   // files that are ours altogether
 	File      *savedFile `json:"file,omitempty"`
+	// Former are the files before that one, the latest last, each with what we made of it.
+	Former []savedFile `json:"former,omitempty"`
 }
 
 // savedFile is a file as it was, and what we put in its place.

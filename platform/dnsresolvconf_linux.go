@@ -15,6 +15,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // programTimeout bounds a run of a program of the system's; resolvconf's hooks may restart services.
@@ -29,6 +31,7 @@ type resolvconfDNS struct {
 	mu        sync.Mutex
 	config    *DNSConfig // guarded by mu, as below; nil: nothing is set
 	upstreams []netip.AddrPort
+	seen      string // stamps of all entries as Refresh last found them; empty: it is to ask for them
 }
 
 // resolvconfEntry is the name of our entry. Debian's program sorts by name, and puts tun* before what DHCP says.
@@ -56,10 +59,20 @@ func resolvconfDelete(kind, name string) []string {
 	return args
 }
 
+// crowded names the server in an entry in three spellings, which are as many as a resolv.conf holds: Debian's program
+// can't be asked to list an entry alone, and a C library that asks all servers at once (musl) would take the word of the
+// first that answers.
+func crowded(entry []byte, server netip.Addr) []byte {
+	for _, spelling := range []string{server.StringExpanded(), strings.ToUpper(server.String())} {
+		entry = append(entry, "nameserver "+spelling+"\n"...)
+	}
+	return entry
+}
+
 func newResolvconfDNS(path, stateDir, root, kind string, log *slog.Logger) *resolvconfDNS {
 	d := &resolvconfDNS{path: path, stateDir: stateDir, root: root, kind: kind, log: log}
 	if content, err := readBounded(path); err == nil {
-		d.upstreams = upstreams(parseResolvConf(content).Nameservers, netip.Addr{})
+		d.upstreams = fileUpstreams(content, netip.Addr{})
 	}
 	return d
 }
@@ -89,7 +102,11 @@ func (d *resolvconfDNS) setLocked(c DNSConfig) error {
 	if err := record.save(d.stateDir); err != nil {
 		return fmt.Errorf("set DNS: %w", err)
 	}
-	if _, err := runResolvconf(resolvConf{}.render(c), resolvconfAdd(d.kind, c.Interface)...); err != nil {
+	entry := resolvConf{}.render(c)
+	if d.kind == ResolvconfDebian {
+		entry = crowded(entry, c.Server)
+	}
+	if _, err := runResolvconf(entry, resolvconfAdd(d.kind, c.Interface)...); err != nil {
 		return fmt.Errorf("set DNS: %w", err)
 	}
 	d.upstreams = slices.DeleteFunc(d.upstreams, func(a netip.AddrPort) bool { return a.Addr() == c.Server })
@@ -104,8 +121,11 @@ func (d *resolvconfDNS) Refresh() (bool, error) {
 		return false, nil
 	}
 	var changed bool
-	if others := upstreams(d.others(), d.config.Server); len(others) > 0 && !slices.Equal(others, d.upstreams) {
-		d.upstreams, changed = others, true
+	if stamps := d.stamps(); stamps == "" || stamps != d.seen {
+		if others := upstreams(d.others(), d.config.Server); len(others) > 0 && !slices.Equal(others, d.upstreams) {
+			d.upstreams, changed = others, true
+		}
+		d.seen = stamps
 	}
 	content, err := readBounded(d.path)
 	if err != nil {
@@ -117,6 +137,22 @@ func (d *resolvconfDNS) Refresh() (bool, error) {
 	return true, d.setLocked(*d.config)
 }
 
+// stamps tell all entries from changed ones, without a run of a program; empty: they can't, or one changed just now.
+func (d *resolvconfDNS) stamps() string {
+	var b strings.Builder
+	for _, folder := range []string{"interface", "interfaces", "keys"} { // Debian's, openresolv's, openresolv's since 3.13
+		files, _ := filepath.Glob(filepath.Join(d.root, "/run/resolvconf", folder, "*"))
+		for _, f := range files {
+			var s unix.Stat_t
+			if unix.Stat(f, &s) != nil || time.Since(time.Unix(s.Ctim.Unix())) < stampSettle {
+				return ""
+			}
+			fmt.Fprintln(&b, f, s.Ino, s.Size, s.Mtim, s.Ctim)
+		}
+	}
+	return b.String()
+}
+
 // others are the nameservers of everybody else's entries.
 func (d *resolvconfDNS) others() (servers []netip.Addr) {
 	if d.kind == ResolvconfOpenresolv {
@@ -126,8 +162,7 @@ func (d *resolvconfDNS) others() (servers []netip.Addr) {
 		}
 		return parseResolvConf(list).Nameservers
 	}
-	files, _ := filepath.Glob(filepath.Join(d.root, "/run/resolvconf/interface/*"))
-	for _, f := range files {
+	for _, f := range d.entries() {
 		if filepath.Base(f) == resolvconfEntry(d.kind, d.config.Interface) {
 			continue
 		}
@@ -136,6 +171,21 @@ func (d *resolvconfDNS) others() (servers []netip.Addr) {
 		}
 	}
 	return servers
+}
+
+// entries are the files of all entries of Debian's resolvconf, in the order in which it takes them.
+func (d *resolvconfDNS) entries() (files []string) {
+	folder := filepath.Join(d.root, "/run/resolvconf/interface")
+	// It has a program for that, which must be run in the folder.
+	list, err := runProgram(nil, "/bin/sh", "-c", `cd "$1" && exec /lib/resolvconf/list-records`, "sh", folder)
+	if err != nil {
+		files, _ = filepath.Glob(filepath.Join(folder, "*"))
+		return files
+	}
+	for _, name := range strings.Fields(string(list)) {
+		files = append(files, filepath.Join(folder, name))
+	}
+	return files
 }
 
 func (d *resolvconfDNS) Restore() error {
@@ -158,16 +208,21 @@ func revertResolvconf(kind, name string) error {
 	return nil
 }
 
+// runResolvconf runs it with the usual umask: ours is tight, and the files that it makes are for everybody to read.
 func runResolvconf(input []byte, args ...string) ([]byte, error) {
+	return runProgram(input, append([]string{"/bin/sh", "-c", `umask 022 && exec resolvconf "$@"`, "resolvconf"}, args...)...)
+}
+
+func runProgram(input []byte, args ...string) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), programTimeout)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, "resolvconf", args...)
+	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
 	cmd.Stdin = bytes.NewReader(input)
 	var stderr strings.Builder
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()
 	if err != nil {
-		return nil, fmt.Errorf("resolvconf %s: %w: %s", strings.Join(args, " "), err, strings.TrimSpace(stderr.String()))
+		return nil, fmt.Errorf("%s: %w: %s", strings.Join(args, " "), err, strings.TrimSpace(stderr.String()))
 	}
 	return out, nil
 }

@@ -33,7 +33,9 @@ type resolvedDNS struct {
 
 	mu     sync.Mutex // guards what follows
 	config *DNSConfig // nil: nothing is set
-	conn   *dbus.Conn // nil: none is kept
+	// touched is the interface for which a Set was tried, be it in vain; empty: none.
+	touched string
+	conn    *dbus.Conn // nil: none is kept
 	// seen is what Refresh has read, for the Upstreams that follows it; nil: that reads by itself.
 	seen []resolvedServer
 }
@@ -152,6 +154,7 @@ func (d *resolvedDNS) setLocked(c DNSConfig) error {
 	if err := record.save(d.stateDir); err != nil {
 		return fmt.Errorf("set DNS: %w", err)
 	}
+	d.touched = c.Interface
 	err = d.onBusLocked(func(ctx context.Context, o dbus.BusObject) error {
 		index := int32(link.Index)
 		must := func(method string, args ...any) error {
@@ -160,20 +163,25 @@ func (d *resolvedDNS) setLocked(c DNSConfig) error {
 			}
 			return nil
 		}
-		if err := must("SetLinkDNS", index, []resolvedAddress{address(c.Server)}); err != nil {
-			return err
+		// Servers come last: from then on the link is asked, and by then it is settled what about. What is unknown to some
+		// older versions is not needed for names to resolve.
+		for _, setting := range []struct {
+			method string
+			value  any
+		}{
+			{"SetLinkDefaultRoute", false},
+			{"SetLinkLLMNR", "no"}, {"SetLinkMulticastDNS", "no"},
+			{"SetLinkDNSSEC", "no"}, {"SetLinkDNSOverTLS", "no"}, // a private zone isn't signed, and the tunnel is private
+		} {
+			if err := must(setting.method, index, setting.value); err != nil {
+				d.log.Debug("left at its default", "error", err)
+			}
 		}
 		if err := must("SetLinkDomains", index, resolvedDomains(c)); err != nil {
 			return err
 		}
-		// The rest is unknown to some older versions, and not needed for names to resolve.
-		for method, arg := range map[string]any{
-			"SetLinkDefaultRoute": false, "SetLinkLLMNR": "no", "SetLinkMulticastDNS": "no",
-			"SetLinkDNSSEC": "no", "SetLinkDNSOverTLS": "no", // a private zone isn't signed, and the tunnel is private
-		} {
-			if err := must(method, index, arg); err != nil {
-				d.log.Debug("left at its default", "error", err)
-			}
+		if err := must("SetLinkDNS", index, []resolvedAddress{address(c.Server)}); err != nil {
+			return err
 		}
 		return must("FlushCaches")
 	})
@@ -264,14 +272,14 @@ func (d *resolvedDNS) Upstreams() []netip.AddrPort {
 func (d *resolvedDNS) Restore() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.config == nil {
+	d.hangUpLocked()
+	if d.touched == "" {
 		return nil
 	}
-	if err := revertResolved(d.config.Interface); err != nil {
-		return err
+	if err := revertResolved(d.touched); err != nil && d.config != nil {
+		return err // else the service was never there
 	}
-	d.config = nil
-	d.hangUpLocked()
+	d.config, d.touched = nil, ""
 	return removeDNSRecord(d.stateDir)
 }
 

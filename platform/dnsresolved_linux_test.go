@@ -130,17 +130,7 @@ func TestSystemdResolved(t *testing.T) {
 	bus := startBus(t) // needs PATH, which newSystem replaces
 	s := newSystem(t)
 	t.Setenv("DBUS_SYSTEM_BUS_ADDRESS", bus)
-	conn, err := dbus.Connect(bus)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
-	fake := &fakeResolved{links: make(map[int32][]resolvedAddress)}
-	conn.Export(fake, resolvedPath, resolvedManager)
-	conn.Export(fake, resolvedPath, "org.freedesktop.DBus.Properties")
-	if _, err := conn.RequestName(resolvedName, 0); err != nil {
-		t.Fatal(err)
-	}
+	fake := startResolved(t, bus)
 	s.write(t, "nameserver 127.0.0.53\n")
 	before := facts(t, s.path)
 	lo, err := net.InterfaceByName("lo")
@@ -191,7 +181,7 @@ func TestSystemdResolved(t *testing.T) {
 		t.Errorf("%d questions were asked in five looks", n)
 	}
 	// A connection that is lost is made anew.
-	d.(*resolvedDNS).conn.Close()
+	d.(*fittingDNS).way.(*resolvedDNS).conn.Close()
 	if changed, err := d.Refresh(); changed || err != nil {
 		t.Errorf("Refresh after the connection was lost: %v, %v", changed, err)
 	}
@@ -202,14 +192,14 @@ func TestSystemdResolved(t *testing.T) {
 	if changed, err := d.Refresh(); !changed || err != nil || len(fake.take()) != len(want) {
 		t.Errorf("Refresh after a restart: %v, %v", changed, err)
 	}
-	if err := d.Restore(); err != nil || d.(*resolvedDNS).conn != nil {
+	if err := d.Restore(); err != nil || d.(*fittingDNS).way.(*resolvedDNS).conn != nil {
 		t.Errorf("Restore: %v", err)
 	}
 	fake.take()
 	if err := d.Set(testConfig); err != nil || len(fake.take()) != len(want) { // by a process that is killed then
 		t.Errorf("Set again: %v", err)
 	}
-	d.(*resolvedDNS).conn.Close()
+	d.(*fittingDNS).way.(*resolvedDNS).conn.Close()
 	if err := RestoreDNS(s.state, nil); err != nil {
 		t.Fatal(err)
 	}

@@ -12,12 +12,16 @@ import (
 // resolvMarker is the first line of every file that we write.
 const resolvMarker = "# Written by pilot, which puts the former file back when it ends."
 
+// othersMark begins a line of our files that says who is asked, by us, for all names but ours.
+const othersMark = "# Other names: "
+
 // resolvConf is what a resolv.conf(5) says.
 type resolvConf struct {
 	Nameservers []netip.Addr
 	Search      []string
-	Kept        []string // lines of options and sortlist, as they are
-	Owner       string   // the program that says in a comment that the file is its; empty: none
+	Kept        []string     // lines of options and sortlist, as they are
+	Owner       string       // the program that says in a comment that the file is its; empty: none
+	Others      []netip.Addr // in a file of ours, the nameservers of the one that it was made of
 }
 
 // parseResolvConf reads a file as the C library does: keywords start a line, the last search or domain counts, what
@@ -32,6 +36,11 @@ func parseResolvConf(data []byte) resolvConf {
 		if s[0] == '#' || s[0] == ';' {
 			if r.Owner == "" {
 				r.Owner = commentOwner(s)
+			}
+			if other, ok := strings.CutPrefix(s, othersMark); ok && r.Owner == "pilot" {
+				if a, err := netip.ParseAddr(other); err == nil {
+					r.Others = append(r.Others, a)
+				}
 			}
 			continue
 		}
@@ -66,12 +75,37 @@ func commentOwner(comment string) string {
 	return ""
 }
 
+// unrender makes theirs out of a file of ours that nobody has put back.
+func (r resolvConf) unrender(c DNSConfig) []byte {
+	var b bytes.Buffer
+	for _, a := range r.Others {
+		b.WriteString("nameserver " + a.String() + "\n")
+	}
+	search := slices.DeleteFunc(slices.Clone(r.Search), func(s string) bool { return slices.Contains(c.Search, s) })
+	if len(search) > 0 {
+		b.WriteString("search " + strings.Join(search, " ") + "\n")
+	}
+	for _, line := range r.Kept {
+		b.WriteString(line + "\n")
+	}
+	return b.Bytes()
+}
+
 // render makes our file out of theirs. Ours is the only nameserver in it: the others are asked through it. Were they
 // listed too, names of agents would reach them whenever ours is slow, and a C library that asks all at once (musl)
 // would take their word that no such name exists.
 func (r resolvConf) render(c DNSConfig) []byte {
 	var b bytes.Buffer
-	b.WriteString(resolvMarker + "\nnameserver " + c.Server.String() + "\n")
+	b.WriteString(resolvMarker + "\n")
+	// This also tells our files from each other, by what they were made of.
+	others := r.Nameservers
+	if r.Owner == "pilot" {
+		others = r.Others
+	}
+	for _, a := range others {
+		b.WriteString(othersMark + a.String() + "\n")
+	}
+	b.WriteString("nameserver " + c.Server.String() + "\n")
 	search := slices.Clone(c.Search)
 	for _, s := range r.Search {
 		if !slices.Contains(search, s) {

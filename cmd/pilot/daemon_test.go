@@ -158,6 +158,17 @@ func TestDNSSettingsNeedAConnection(t *testing.T) {
 	}
 }
 
+// The guard undoes what a daemon left behind that says nothing before it ends.
+func TestDNSGuard(t *testing.T) {
+	for said, cleaned := range map[string]bool{"": true, "done\n": false} {
+		r := newRunning(t, nil)
+		r.stdin = strings.NewReader(said)
+		if status := r.pilot("dns-settings", "--guard"); status != 0 || (len(r.sys.cleaned) > 0) != cleaned {
+			t.Errorf("after %q: exit status %d, cleaned up %v: %s", said, status, r.sys.cleaned, r.err.String())
+		}
+	}
+}
+
 func TestDaemonLogsWhyItEnded(t *testing.T) {
 	r := newRunning(t, nil)
 	withNode(r, func(context.Context) error {

@@ -67,7 +67,11 @@ func (host) Start(args []string, logFile string) (int, error) {
 }
 
 func (host) NewNode(stateDir string, log *slog.Logger) (runner, error) {
-	n, err := node.New(node.Options{StateDir: stateDir, Version: buildVersion().Version, Log: log})
+	o := node.Options{StateDir: stateDir, Version: buildVersion().Version, Log: log}
+	if exe, err := os.Executable(); err == nil && os.Geteuid() == 0 {
+		o.DNSGuard = []string{exe, "dns-settings", "--guard", "--state", stateDir}
+	}
+	n, err := node.New(o)
 	if err != nil {
 		return nil, coded(err)
 	}
