@@ -8,6 +8,7 @@ NFPM    := github.com/goreleaser/nfpm/v2/cmd/nfpm@v2.45.2
 SBOM    := github.com/CycloneDX/cyclonedx-gomod/cmd/cyclonedx-gomod@v1.10.0
 SYSTEMS := linux/amd64 linux/arm64 darwin/amd64 darwin/arm64 windows/amd64 windows/arm64
 BIN     := $(CURDIR)/.bin
+DEBIAN  := $(BIN)/debian.tar
 # Each fuzz target runs this long; this many run at once.
 FUZZTIME ?= 10s
 FUZZJOBS ?= 2
@@ -71,6 +72,17 @@ integrity: programs build
 ## matrix: sites behind each kind of NAT and firewall connect in pairs: how, and how fast (root)
 matrix: programs build
 	PILOT_BINARY=$(CURDIR)/pilot $(GO) test -count=1 -v -timeout 20m -run '^TestMatrix$$' ./internal/lab
+
+## dns-matrix: names in each kind of set-up of the system's resolver, through what may happen to it; boots systems (root)
+.PHONY: dns-matrix
+dns-matrix: programs build $(DEBIAN)
+	PILOT_BINARY=$(CURDIR)/pilot PILOT_LAB_IMAGE=$(DEBIAN) $(GO) test -count=1 -v -timeout 20m -parallel 6 -run '^TestResolver' ./internal/lab
+
+# The Debian that tests boot. It is made once; "make clean" removes it.
+$(DEBIAN): packaging/image
+	@mkdir -p $(BIN)
+	packaging/image $(BIN)/debian-new.tar
+	@mv $(BIN)/debian-new.tar $@
 
 ## idle: packets and processor time of NODES nodes that have nothing to say (root; takes six minutes)
 idle: programs build

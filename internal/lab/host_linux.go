@@ -27,6 +27,8 @@ type Host struct {
 	dir    string
 	holder *exec.Cmd // process 1 of the host; its end is the host's end
 	hold   io.Closer // the pipe that keeps it alive
+	pid    int       // of the process whose namespaces are the host's: the holder, or a booted system's first
+	inside bool      // programs are looked for in the host's own file system
 	links  int
 
 	mu        sync.Mutex
@@ -94,7 +96,7 @@ func (h *Host) hatch() error {
 	if err := h.holder.Start(); err != nil {
 		return err
 	}
-	h.hold = stdin
+	h.hold, h.pid = stdin, h.holder.Process.Pid
 	line, err := bufio.NewReader(stdout).ReadString('\n')
 	if err != nil || line != "ready\n" {
 		h.close()
@@ -107,11 +109,11 @@ func (h *Host) hatch() error {
 func (h *Host) Name() string { return h.name }
 
 // PID is the process id of the host's first process, by which nsenter finds the host.
-func (h *Host) PID() int { return h.holder.Process.Pid }
+func (h *Host) PID() int { return h.pid }
 
 // Path turns an absolute path as the host sees it into one that can be opened from outside of it.
 func (h *Host) Path(inside string) string {
-	return filepath.Join("/proc", strconv.Itoa(h.holder.Process.Pid), "root", inside)
+	return filepath.Join("/proc", strconv.Itoa(h.pid), "root", inside)
 }
 
 // Home is a folder for the host's own files, at the same path inside and outside.
@@ -173,7 +175,7 @@ func (h *Host) enter() error {
 	}
 	fds := make([]int, len(kinds))
 	for i, kind := range kinds {
-		fd, err := unix.Open(fmt.Sprintf("/proc/%d/ns/%s", h.holder.Process.Pid, kind.name), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		fd, err := unix.Open(fmt.Sprintf("/proc/%d/ns/%s", h.pid, kind.name), unix.O_RDONLY|unix.O_CLOEXEC, 0)
 		if err != nil {
 			return fmt.Errorf("host %s is gone: %w", h.name, err)
 		}

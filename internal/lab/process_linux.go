@@ -180,6 +180,12 @@ func (h *Host) command(ctx context.Context, args []string) *exec.Cmd {
 
 // look finds a program. What is not found is left to the start to complain about.
 func (h *Host) look(name string) string {
+	if h.inside {
+		if path, ok := lookPathIn(h.Path("/"), name); ok {
+			return path
+		}
+		return name
+	}
 	if name == "pilot" {
 		return Binary(h.lab.tb)
 	}
@@ -189,13 +195,16 @@ func (h *Host) look(name string) string {
 	return name
 }
 
-func lookPath(name string) (string, bool) {
+func lookPath(name string) (string, bool) { return lookPathIn("/", name) }
+
+// lookPathIn finds a program in the file system at root; the path is relative to that.
+func lookPathIn(root, name string) (string, bool) {
 	if strings.Contains(name, "/") {
 		return name, true
 	}
 	for _, dir := range filepath.SplitList(searchPath) {
 		path := filepath.Join(dir, name)
-		if info, err := os.Stat(path); err == nil && !info.IsDir() && info.Mode()&0o111 != 0 {
+		if info, err := os.Stat(filepath.Join(root, path)); err == nil && !info.IsDir() && info.Mode()&0o111 != 0 {
 			return path, true
 		}
 	}

@@ -18,6 +18,8 @@ func packages() map[string]string {
 		"nsenter": "util-linux", "setpriv": "util-linux", "sysctl": "procps", "ps": "procps", "curl": "curl", "python3": "python3",
 		"ping": "iputils-ping", "iperf3": "iperf3", "dig": "dnsutils", "tcpdump": "tcpdump",
 		"systemd-creds": "systemd", "nft": "nftables", "conntrack": "conntrack",
+		"musl-gcc": "musl-tools", "dnsmasq": "dnsmasq-base", "chattr": "e2fsprogs",
+		"systemd-nspawn": "systemd-container", "mmdebstrap": "mmdebstrap",
 		"ssh": "openssh-client", "ssh-keygen": "openssh-client", "sshd": "openssh-server",
 		"unshare": "util-linux", "slirp4netns": "slirp4netns",
 	}

@@ -97,7 +97,7 @@ func (h *Host) files(roots ...string) []string {
 // Processes returns the command line of each process of the host but its first, by process id as the lab sees it.
 func (h *Host) Processes() map[int]string {
 	h.lab.tb.Helper()
-	ns, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/pid", h.holder.Process.Pid))
+	ns, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/pid", h.pid))
 	if err != nil {
 		h.lab.tb.Fatalf("lab: %v", err)
 	}
@@ -108,7 +108,7 @@ func (h *Host) Processes() map[int]string {
 	found := map[int]string{}
 	for _, dir := range all {
 		var pid int
-		if _, err := fmt.Sscanf(filepath.Base(dir), "%d", &pid); err != nil || pid == h.holder.Process.Pid {
+		if _, err := fmt.Sscanf(filepath.Base(dir), "%d", &pid); err != nil || pid == h.pid {
 			continue
 		}
 		if in, err := os.Readlink(filepath.Join(dir, "ns/pid")); err != nil || in != ns {
