@@ -152,11 +152,12 @@ release: $(BIN)/nfpm-v2.45.2 $(BIN)/cyclonedx-gomod-v1.10.0
 ## packages-test: install, upgrade in a download, reboot, remove and purge the .deb in a booted Debian; the .rpm and .apk without systemd (root)
 packages-test: export APK_KEY = $(CURDIR)/dist/test/apk.key
 packages-test: export APK_KEY_NAME = test.rsa.pub
-packages-test: $(BIN)/nfpm-v2.45.2 $(BIN)/cyclonedx-gomod-v1.10.0
+packages-test: programs build $(DEBIAN) $(BIN)/nfpm-v2.45.2 $(BIN)/cyclonedx-gomod-v1.10.0
 	@mkdir -p dist/test && openssl genrsa -traditional -out $(APK_KEY) 2048 2>/dev/null && openssl rsa -in $(APK_KEY) -pubout -out dist/test/apk.pub 2>/dev/null
 	$(PACKAGING) -systems linux/amd64 -version v1.0.0 -out dist/test/1
 	$(PACKAGING) -systems linux/amd64 -version v1.0.1 -out dist/test/2
 	packaging/test dist/test/1 dist/test/2
+	PILOT_BINARY=$(CURDIR)/pilot PILOT_LAB_IMAGE=$(DEBIAN) PILOT_LAB_DEB=$$(echo $(CURDIR)/dist/test/1/*.deb) $(GO) test -count=1 -timeout 10m -run '^TestPackageOnResolved$$' ./internal/lab
 
 # Test installers hold no Wintun, and say so.
 ## windows-test: install, upgrade, remove and purge the .msi in Wine, in a Debian of its own (root; downloads 120 MB)

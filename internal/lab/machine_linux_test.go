@@ -12,6 +12,9 @@ import (
 	"time"
 )
 
+// debEnv names the package that TestPackageOnResolved installs.
+const debEnv = "PILOT_LAB_DEB"
+
 // service installs what a package does, on a machine that doesn't run yet.
 func (m *Machine) service() {
 	m.lab.tb.Helper()
@@ -147,13 +150,8 @@ func TestResolverServices(t *testing.T) {
 	machines := map[*Host]*Machine{}
 	var trials []*trial
 	for i, s := range settings() {
-		m := o.Machine(fmt.Sprintf("m%d", i), s.script)
+		m := o.machine(fmt.Sprintf("m%d", i), s.script, 20+i)
 		m.service()
-		m.Connect(o.lan, fmt.Sprintf("192.0.2.%d/24", 20+i))
-		m.must("ip", "addr", "flush", "dev", "eth0") // it is for the system to configure
-		m.Connect(o.corp, fmt.Sprintf("198.51.100.%d/24", 20+i))
-		m.must("ip", "link", "set", "eth1", "down")
-		m.must("ip", "link", "set", "eth1", "name", "vpn0")
 		machines[m.Host] = m
 		trials = append(trials, o.try(m.Host, s.setting))
 	}
@@ -166,6 +164,55 @@ func TestResolverServices(t *testing.T) {
 		}
 		x.machine.halt()
 	})
+}
+
+// machine makes one whose addresses end so: eth0 in the office, for its system to configure, and vpn0 in the other network.
+func (o *office) machine(name, script string, last int) *Machine {
+	o.t.Helper()
+	m := o.Machine(name, script)
+	m.Connect(o.lan, fmt.Sprintf("192.0.2.%d/24", last))
+	m.Host.must("ip", "addr", "flush", "dev", "eth0")
+	m.Connect(o.corp, fmt.Sprintf("198.51.100.%d/24", last))
+	m.Host.must("ip", "link", "set", "eth1", "down")
+	m.Host.must("ip", "link", "set", "eth1", "name", "vpn0")
+	return m
+}
+
+// What a person does with the package on a system that has systemd-resolved: installs it, joins, reaches a peer by its bare
+// name, also after a reboot, and purges it. Then names resolve as before.
+func TestPackageOnResolved(t *testing.T) {
+	deb := os.Getenv(debEnv)
+	if deb == "" || os.Getenv(imageEnv) == "" {
+		t.Skipf("boots a system and installs a package: make packages-test, which sets %s and %s", debEnv, imageEnv)
+	}
+	ctx := deadline(t, 3*time.Minute)
+	o := openOffice(t)
+	s := settings()[0]
+	m := o.machine("m", s.script, 20)
+	content, err := os.ReadFile(deb)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.WriteFile("pilot.deb", string(content), 0o644)
+	x := o.try(m.Host, s.setting)
+	x.t, x.machine = t, m
+	x.must(m.boot())
+	before := x.settle(ctx)
+	x.must(shell(m.Host, "DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends %s >/dev/null 2>&1", filepath.Join(m.Home(), "pilot.deb")))
+	x.must(x.up())
+	known := func(ctx context.Context) error { return x.knows(ctx, m.Host, true, 53) }
+	if err := poll(patience, known); err != nil {
+		t.Errorf("after the installation: %v", err)
+	}
+	x.checkLink()
+	x.must(m.reboot())
+	if err := poll(patience, known); err != nil {
+		t.Errorf("after a reboot: %v", err)
+	}
+	x.must(shell(m.Host, "DEBIAN_FRONTEND=noninteractive apt-get purge -qq -y pilot-protocol >/dev/null 2>&1"))
+	if err := poll(patience, func(ctx context.Context) error { return x.asBefore(ctx, before, 53) }); err != nil {
+		t.Errorf("after the purge: %v", err)
+	}
 }
 
 // checkLink looks at what systemd-resolved knows of our link: nothing of the system's own wishes holds for it, and no
