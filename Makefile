@@ -16,6 +16,7 @@ BENCHTIME ?= 1s
 # How much "make integrity" moves: all links and both directions together.
 BYTES ?= 10G
 NODES ?= 100
+SOAK  ?= 100000
 ROOT    := $(shell [ "$$(id -u)" = 0 ] && echo yes)
 
 export CGO_ENABLED = 0
@@ -25,7 +26,7 @@ PACKAGING = $(GO) run ./packaging -nfpm $(BIN)/nfpm-v2.45.2 -sbom $(BIN)/cyclone
 # What "make packages" and "make reproducible" build for.
 PACKAGE_SYSTEMS ?= linux/amd64,linux/arm64,darwin/amd64,darwin/arm64,windows/amd64,windows/arm64
 
-.PHONY: build demo test unit-test lab-test programs bench integrity matrix idle packages packages-test reproducible release windows-test lint format vet cross fuzz lab clean help
+.PHONY: build demo test unit-test lab-test programs bench integrity matrix idle soak packages packages-test reproducible release windows-test lint format vet cross fuzz lab clean help
 
 ## build: the binary, ./pilot (the default); its version is the tag or the commit that git knows
 build:
@@ -87,6 +88,10 @@ $(DEBIAN): packaging/image
 ## idle: packets and processor time of NODES nodes that have nothing to say (root; takes six minutes)
 idle: programs build
 	PILOT_BINARY=$(CURDIR)/pilot PILOT_LAB_IDLE=$(NODES) $(GO) test -count=1 -v -timeout 30m -run '^TestIdle$$' ./internal/lab
+
+## soak: SOAK short connections by embedded nodes and through the proxies; nothing may be left of them
+soak:
+	PILOT_SOAK=$(SOAK) $(GO) test -count=1 -v -timeout 20m -run '^TestSoak$$' .
 
 ## lint: the linters of .golangci.yml, in a fixed version
 lint: $(BIN)/golangci-lint-v2.15.0

@@ -161,6 +161,9 @@ func (c *core) open() error {
 	}
 }
 
+// Sockets is how many there are, those of closed connections among them whose addresses still rest.
+func (c *core) Sockets() int { return len(c.stack.RegisteredEndpoints()) }
+
 // begin counts one more flow, unless the stack is being closed.
 func (c *core) begin() bool {
 	c.flowMu.Lock()

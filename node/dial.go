@@ -175,6 +175,17 @@ func (n *Node) listenOn(network, address, want string) (sockets, uint16, error) 
 	return m.seat.sockets, port, nil
 }
 
+// Sockets is how many the node's own stack has, closed ones that still rest among them; 0 with an interface of the kernel's.
+func (n *Node) Sockets() (count int) {
+	_ = n.view(func(m *membership) error {
+		if m.engine.user != nil {
+			count = m.engine.user.Sockets()
+		}
+		return nil
+	})
+	return count
+}
+
 // Caller says who an address is, as the other end of a connection over the network: an address belongs to one key, and
 // what comes from it was sealed by that key's owner. An address that isn't known to be an agent's is NOT_FOUND.
 func (n *Node) Caller(addr netip.Addr) (a localapi.Agent, err error) {

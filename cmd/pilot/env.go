@@ -5,6 +5,7 @@ package main
 import (
 	"fmt"
 	"io"
+	"net/url"
 	"reflect"
 	"slices"
 	"strings"
@@ -12,6 +13,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/pilot-protocol/pilot/node/localapi"
+	"github.com/pilot-protocol/pilot/platform/proxy"
 )
 
 // variable is one of the environment's.
@@ -37,9 +39,10 @@ func (p *program) envCommand() *cli.Command {
 		},
 		Description: manual{
 			about: `In userspace mode programs reach agents through the daemon's proxies. This prints HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and
-NO_PROXY, in capitals and not, and NODE_USE_ENV_PROXY for Node.js, for the shell to take over. Names of agents are resolved
-by the daemon: http://planner/ and http://planner.pilot.internal/ both work. What is not an agent's is refused with a 403, or
-"not allowed by ruleset" in SOCKS, unless the daemon was started with --proxy-direct.
+NO_PROXY, in capitals and not, for the shell to take over; also NODE_USE_ENV_PROXY for Node.js, and PILOT_AGENT_PROXY, by
+which nodes that are started in that shell know that these proxies are not for them. Names of agents are resolved by the
+daemon: http://planner/ and http://planner.pilot.internal/ both work. What is not an agent's is refused with a 403, or "not
+allowed by ruleset" in SOCKS, unless the daemon was started with --proxy-direct.
 
 The variables have a password, without which other users of this host would be let in too: it is that of this state folder,
 and stays the same. ALL_PROXY names the HTTP proxy, since some programs fail at the mere sight of a SOCKS proxy.`,
@@ -93,7 +96,13 @@ func variables(p localapi.Proxies, socks bool) []variable {
 	for _, v := range slices.Clone(list) {
 		list = append(list, variable{strings.ToLower(v.Name), v.Value})
 	}
-	return append(list, variable{"NODE_USE_ENV_PROXY", "1"})
+	var own []string
+	for _, text := range []string{p.HTTP, p.SOCKS5} {
+		if u, err := url.Parse(text); err == nil && u.Host != "" {
+			own = append(own, u.Host)
+		}
+	}
+	return append(list, variable{"NODE_USE_ENV_PROXY", "1"}, variable{proxy.OwnProxies, strings.Join(own, ",")})
 }
 
 // shellWriter returns how a shell sets a variable for its children, and takes it away.

@@ -3,11 +3,19 @@
 package lab
 
 import (
+	"fmt"
 	"os"
 	"testing"
 )
 
 func TestMain(m *testing.M) {
+	if what := os.Getenv(programVariable); what != "" {
+		if err := program(what); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
 	code := m.Run()
 	RemoveBinary()
 	os.Exit(code)

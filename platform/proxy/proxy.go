@@ -12,6 +12,7 @@ import (
 	"net"
 	"net/url"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -82,6 +83,9 @@ func New(o Options) *Dialer {
 	}
 	d := &Dialer{dial: o.Dial, source: source{file: o.Env(AuthFile), command: o.Env(AuthCommand)}}
 	address := get("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
+	if own(address, o.Env(OwnProxies)) {
+		address = ""
+	}
 	d.err = check(address)
 	config := httpproxy.Config{HTTPSProxy: address, NoProxy: get("no_proxy", "NO_PROXY")}
 	if d.err != nil {
@@ -89,6 +93,16 @@ func New(o Options) *Dialer {
 	}
 	d.proxyOf = config.ProxyFunc()
 	return d
+}
+
+// OwnProxies is the variable that names, as host:port with commas between them, proxies that lead into the network, as pilot
+// env prints it: what the network itself is made of can't go through them.
+const OwnProxies = "PILOT_AGENT_PROXY"
+
+// own reports whether a proxy's URL is that of one of these.
+func own(address, list string) bool {
+	u, err := url.Parse(address)
+	return err == nil && u.Host != "" && slices.Contains(strings.Split(list, ","), u.Host)
 }
 
 // check looks at a proxy's address without ever quoting it: there may be a password inside.

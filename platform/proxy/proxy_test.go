@@ -148,6 +148,21 @@ func TestWhichProxy(t *testing.T) {
 	}
 }
 
+// A node in a shell that took over what pilot env printed does not go through its own network.
+func TestOwnProxies(t *testing.T) {
+	for address, want := range map[string]string{
+		"http://pilot:secret@127.0.0.1:3128": "", "socks5h://pilot:secret@127.0.0.1:1080": "",
+		"http://127.0.0.1:3129": "127.0.0.1:3129", "127.0.0.1:8080": "127.0.0.1:8080",
+	} {
+		d := New(Options{Env: func(name string) string {
+			return map[string]string{"HTTPS_PROXY": address, OwnProxies: "127.0.0.1:3128,127.0.0.1:1080"}[name]
+		}})
+		if got := d.Proxy("192.0.2.1:443"); got != want {
+			t.Errorf("%s: by %q", address, got)
+		}
+	}
+}
+
 func TestCredentialsOfTheURL(t *testing.T) {
 	p := &fakeProxy{word: "me:s3cr et"}
 	if err := try(t, p.dialer(t, "HTTPS_PROXY=http://me:s3cr%20et@proxy:3128"), target); err != nil {
