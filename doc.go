@@ -31,9 +31,9 @@
 // # Lifetime
 //
 // A process can have several nodes. A node has a UDP port, goroutines and a userspace TCP/IP stack of its own, all of which
-// have ended when Close returns; connections and listeners end with it. What was written and not yet acknowledged then may
-// be lost: close connections in order, and before the node. On machines with few processors Up raises GOMAXPROCS, since
-// threads that wait for packets hold one each.
+// have ended when Close returns; connections and listeners end with it. Close waits up to a second for other agents to get
+// what was written to connections that were closed before; of connections that are still open nothing more is sent. On
+// machines with few processors Up raises GOMAXPROCS, since threads that wait for packets hold one each.
 //
 // A node looks for ways to its peers as a daemon does: it learns its addresses from relays, and asks the gateway to forward
 // its UDP port unless Options.NoPortMapping is set. Where UDP is blocked it uses a relay over TLS, through the proxy that

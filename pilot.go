@@ -153,8 +153,14 @@ func version() string {
 	return ""
 }
 
+// settleLimit is how long Close waits for other agents to get what was written to connections that were closed before.
+const settleLimit = time.Second
+
 // Close ends the node and returns when nothing of it is left. The agent stays a member: Up brings it back.
 func (n *Node) Close() error {
+	ctx, cancel := context.WithTimeout(context.Background(), settleLimit)
+	defer cancel()
+	n.node.Settle(ctx)
 	n.stop()
 	<-n.ended
 	n.http.CloseIdleConnections()

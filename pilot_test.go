@@ -245,6 +245,51 @@ func TestRestart(t *testing.T) {
 	}
 }
 
+// What was written before Close arrives, though the other end is slow to read.
+func TestCloseSendsWhatWasWritten(t *testing.T) {
+	planner := founder(t, options(t, "planner"))
+	o := options(t, "indexer")
+	var err error
+	if o.Invite, err = planner.Invite(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	indexer, err := Up(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := planner.Listen("tcp", ":9")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	got := make(chan int64, 1)
+	go func() {
+		c, err := l.Accept()
+		if err != nil {
+			close(got)
+			return
+		}
+		defer c.Close()
+		n, _ := io.Copy(io.Discard, c)
+		got <- n
+	}()
+	c, err := indexer.Dial("tcp", "planner:9")
+	if err != nil {
+		t.Fatal(err)
+	}
+	const size = 300_000 // less than a socket's buffer
+	if _, err := c.Write(make([]byte, size)); err != nil {
+		t.Fatal(err)
+	}
+	c.Close()
+	if err := indexer.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if n := <-got; n != size {
+		t.Errorf("%d bytes of %d arrived", n, size)
+	}
+}
+
 // Up gives up with its context, and leaves nothing running.
 func TestUpIsInterrupted(t *testing.T) {
 	planner := founder(t, options(t, "planner"))

@@ -3,6 +3,7 @@
 package netstack
 
 import (
+	"context"
 	"fmt"
 	"net"
 	"sync"
@@ -56,7 +57,10 @@ type core struct {
 
 	// flows are the goroutines that serve what others connect to; none begins after closing is closed.
 	flowMu sync.Mutex
-	flows  sync.WaitGroup
+	// inUse are the TCP connections that nobody has closed yet.
+	inUseMu sync.Mutex
+	inUse   map[tcpip.Endpoint]struct{} // guarded by inUseMu
+	flows   sync.WaitGroup
 }
 
 // newCore makes a stack without any address. segments is how long bursts may get, 0: there are none. With IPv4 it is
@@ -71,7 +75,7 @@ func newCore(mtu, segments int, withV4 bool) (*core, error) {
 	if segments < 0 || segments > maxSegments {
 		return nil, fmt.Errorf("netstack: %d segments are not in [0, %d]", segments, maxSegments)
 	}
-	c := &core{mtu: mtu, bursts: segments > 0, closing: make(chan struct{})}
+	c := &core{mtu: mtu, bursts: segments > 0, closing: make(chan struct{}), inUse: make(map[tcpip.Endpoint]struct{})}
 	c.queue = newQueue(c.closing)
 	networks := []stack.NetworkProtocolFactory{ipv6.NewProtocol}
 	transports := []stack.TransportProtocolFactory{tcp.NewProtocol, udp.NewProtocol, icmp.NewProtocol6}
@@ -163,6 +167,54 @@ func (c *core) open() error {
 
 // Sockets is how many there are, those of closed connections among them whose addresses still rest.
 func (c *core) Sockets() int { return len(c.stack.RegisteredEndpoints()) }
+
+// settlePoll is how often Settle looks.
+const settlePoll = 2 * time.Millisecond
+
+// Settle waits until the other ends have all that was written to connections before they were closed, or ctx ends.
+func (c *core) Settle(ctx context.Context) {
+	for c.sending() {
+		select {
+		case <-ctx.Done():
+			return
+		case <-c.closing:
+			return
+		case <-time.After(settlePoll):
+		}
+	}
+}
+
+// sending reports whether a connection that was closed here has more to be sent, or to be acknowledged.
+func (c *core) sending() bool {
+	c.inUseMu.Lock()
+	defer c.inUseMu.Unlock()
+	for _, e := range c.stack.RegisteredEndpoints() {
+		ep, ok := e.(*tcp.Endpoint)
+		if !ok {
+			continue
+		}
+		switch ep.EndpointState() {
+		case tcp.StateEstablished, tcp.StateCloseWait, tcp.StateFinWait1, tcp.StateClosing, tcp.StateLastAck:
+			if _, used := c.inUse[ep]; !used {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// use notes that a connection is somebody's; disuse that it was closed.
+func (c *core) use(ep tcpip.Endpoint) {
+	c.inUseMu.Lock()
+	defer c.inUseMu.Unlock()
+	c.inUse[ep] = struct{}{}
+}
+
+func (c *core) disuse(ep tcpip.Endpoint) {
+	c.inUseMu.Lock()
+	defer c.inUseMu.Unlock()
+	delete(c.inUse, ep)
+}
 
 // begin counts one more flow, unless the stack is being closed.
 func (c *core) begin() bool {

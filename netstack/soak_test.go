@@ -111,7 +111,7 @@ func shortConnection(t *testing.T, a *Stack, own netip.Addr) {
 // The same of a gateway, with datagrams too.
 func TestSoakGateway(t *testing.T) {
 	const workers, each = 4, 250
-	g, b := sandbox(t, GatewayOptions{UDPIdle: 50 * time.Millisecond, Open: func(_ context.Context, f Flow) (func(net.Conn), error) {
+	g, b := sandbox(t, GatewayOptions{UDPIdle: 2 * time.Second, Open: func(_ context.Context, f Flow) (func(net.Conn), error) {
 		if f.Destination.Port() != world4.Port() {
 			return nil, syscall.ECONNREFUSED
 		}

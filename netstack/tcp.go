@@ -127,6 +127,7 @@ func (s *socket) close() bool {
 		s.idleMu.Unlock()
 		s.readBy.set(time.Time{})
 		s.writeBy.set(time.Time{})
+		s.core.disuse(s.ep)
 		s.ep.Close()
 	})
 	return first
@@ -173,6 +174,7 @@ var _ net.Conn = (*conn)(nil)
 func newConn(core *core, ep tcpip.Endpoint, wq *waiter.Queue) *conn {
 	c := &conn{}
 	c.init(core, ep, wq)
+	core.use(ep)
 	local, _ := ep.GetLocalAddress()
 	remote, _ := ep.GetRemoteAddress()
 	c.local, c.remote = net.TCPAddrFromAddrPort(addrPort(local)), net.TCPAddrFromAddrPort(addrPort(remote))

@@ -186,6 +186,14 @@ func (n *Node) Sockets() (count int) {
 	return count
 }
 
+// Settle waits until the other ends have all that was written to connections before they were closed, or ctx ends. With an
+// interface of the kernel's that is the kernel's business.
+func (n *Node) Settle(ctx context.Context) {
+	if m, err := n.current(); err == nil && m.engine.user != nil {
+		m.engine.user.Settle(ctx)
+	}
+}
+
 // Caller says who an address is, as the other end of a connection over the network: an address belongs to one key, and
 // what comes from it was sealed by that key's owner. An address that isn't known to be an agent's is NOT_FOUND.
 func (n *Node) Caller(addr netip.Addr) (a localapi.Agent, err error) {

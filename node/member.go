@@ -39,6 +39,10 @@ func (n *Node) bringUp(ctx context.Context) error {
 		return err
 	}
 	n.mu.Lock()
+	if n.ending() { // somebody said down meanwhile: it shall not come up by itself the next time
+		n.mu.Unlock()
+		return errors.Join(errEnding(), n.abandon(m))
+	}
 	_, mode, _ := m.seat.describe()
 	n.member, n.saved.Up, n.saved.TUN, n.saved.Proxies = m, true, mode, m.savedProxies
 	err = n.applyLocked()

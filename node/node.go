@@ -333,6 +333,20 @@ func (n *Node) start(ctx context.Context, task func(context.Context) error) erro
 	case <-ctx.Done():
 		return ctx.Err()
 	}
+	return errEnding()
+}
+
+// ending reports whether somebody said down.
+func (n *Node) ending() bool {
+	select {
+	case <-n.stop:
+		return true
+	default:
+		return false
+	}
+}
+
+func errEnding() error {
 	return &localapi.Error{Code: localapi.CodeNotRunning, Message: "the daemon is ending", Hint: "run: pilot up"}
 }
 

@@ -35,7 +35,8 @@ const urllibScript = `import sys, urllib.request; print(urllib.request.urlopen(s
 // programs reach agents by name through the proxies, and nothing else.
 func TestUserspace(t *testing.T) {
 	ctx := deadline(t, time.Minute)
-	m := openTrio(t, "setpriv", "git")
+	m, _ := openWorld(t)
+	Programs(t, "git")
 	found(t, m.a, "planner")
 	m.a.WriteFile("index.html", "the plan", 0o644)
 	m.a.Must(ctx, "sh", "-c", "git init -q work && cd work && git -c user.name=a -c user.email=a@example.com commit -q --allow-empty -m first && "+
@@ -82,6 +83,18 @@ func TestUserspace(t *testing.T) {
 		}
 		if r := u.sh(ctx, "curl -sS --max-time 10 http://planner/"); r.Stdout != "the plan" {
 			t.Errorf("after a crash: %v", r)
+		}
+		u.Must(ctx, u.as(u.pilot, "down")...)
+		// The internet is reached too if the operator says so, by names and addresses, but nothing inward.
+		pilotAs[localapi.UpResult](ctx, t, u, "up", "--proxy-direct")
+		for url, want := range map[string]string{
+			"http://planner/": "200", "http://5.5.5.80/": "200", "http://example.test/": "200", "http://[2600:5::80]/": "200",
+			"http://inside.test/": "403", "http://10.7.7.7/": "403", "http://metadata.test/": "403", "http://mapped.test/": "403",
+			"http://rebound.test/": "403", "http://nobody/": "502", "http://nobody.pilot.internal/": "502",
+		} {
+			if r := u.sh(ctx, "curl -s --max-time 10 -o /dev/null -w %{http_code} "+url); r.Stdout != want {
+				t.Errorf("%s, with --proxy-direct: %s: %q expected, got %v", u.Name(), url, want, r)
+			}
 		}
 		u.Must(ctx, u.as(u.pilot, "down")...)
 		untouched(t, u.Host, before)
