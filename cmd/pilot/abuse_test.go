@@ -149,7 +149,8 @@ func TestAbuse18HostileTextNeverReachesTheTerminalRaw(t *testing.T) {
 	commands := [][]string{
 		{"up"}, {"status"}, {"netcheck"}, {"doctor", "--all"}, {"keys", "move", "--to", "system"}, {"bugreport", "-o", filepath.Join(t.TempDir(), "r")}, {"ping", "warehouse", "--count", "1"}, {"ping", "gone", "--count", "1"}, {"ping", "nobody"}, {"invite"}, {"agents"},
 		{"whois", "warehouse"}, {"whois", "nobody"}, {"trust", "warehouse", "--reason", "x"}, {"trust", "approve", "auditor"}, {"trust", "reject", "stranger"},
-		{"trust", "pending"}, {"trust", "ls"}, {"up", "--name", "taken"}, {evil}, {"status", evil}, {"status", "--" + evil}, {"ping", evil, "--count", "1"},
+		{"trust", "pending"}, {"trust", "ls"}, {"up", "--name", "taken"}, {"serve", "80"}, {"serve", "81"}, {"serve", "rm", "80"}, {"serve", "ls"},
+		{"nc", "nobody", "22"}, {"nc", evil, "x"}, {"forward", "0=nobody:80"}, {"forward", evil}, {evil}, {"status", evil}, {"status", "--" + evil}, {"ping", evil, "--count", "1"},
 	}
 	r := newRunning(t, &fakeDaemon{state: localapi.StateUp, evil: evil})
 	for _, args := range commands {

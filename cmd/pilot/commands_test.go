@@ -33,6 +33,9 @@ func TestRequests(t *testing.T) {
 		{"trust", "w", "--reason", "because", "--ports", "tcp:443", "--expires", "2h"},
 		{"trust", "approve", "w", "--accept-key", identity.AgentPublic{7}.String()},
 		{"trust", "revoke", "w"},
+		{"serve", "8080"},
+		{"serve", "http:80=unix:/run/app.sock"},
+		{"serve", "rm", "udp:53"},
 	} {
 		if status := r.pilot(args...); status != localapi.ExitOK {
 			t.Fatalf("%v: exit status %d: %s", args, status, r.err.String())
@@ -52,6 +55,11 @@ func TestRequests(t *testing.T) {
 		{Action: "approve", Target: "w", AcceptKey: identity.AgentPublic{7}},
 		{Action: "revoke", Target: "w"},
 	})
+	expect(t, r.daemon.serves, []localapi.ServeRequest{
+		{Action: "publish", Port: 8080},
+		{Action: "publish", Protocol: "http", Port: 80, Target: "unix:/run/app.sock"},
+		{Action: "remove", Protocol: "udp", Port: 53},
+	})
 }
 
 func expect[T any](t *testing.T, got, want []T) {
@@ -68,6 +76,7 @@ func TestJSONIsTheDocumentedType(t *testing.T) {
 		"up": new(localapi.UpResult), "status": new(localapi.Status), "invite": new(localapi.InviteResult), "agents": new(localapi.AgentList),
 		"whois w": new(localapi.Agent), "trust w": new(localapi.TrustEntry), "trust approve w": new(localapi.TrustEntry), "trust reject w": new(localapi.TrustEntry),
 		"trust revoke w": new(localapi.TrustEntry), "trust ls": new(localapi.TrustList), "trust pending": new(localapi.TrustList),
+		"serve 80": new(localapi.ServeList), "serve rm 80": new(localapi.ServeList), "serve ls": new(localapi.ServeList),
 		"version": new(versionResult), "completion bash": new(completionResult), "help up": new(helpResult), "ping w --count 1 --interval 1ms": nil,
 	} {
 		words := append(strings.Fields(line), "--json")
@@ -84,7 +93,7 @@ func TestJSONIsTheDocumentedType(t *testing.T) {
 			t.Errorf("%s: %v in\n%s", line, err, r.out.String())
 		}
 		name := reflect.TypeOf(into).Elem().Name()
-		help := slices.DeleteFunc(strings.Fields(line), func(w string) bool { return w == "w" || w == "bash" })
+		help := slices.DeleteFunc(strings.Fields(line), func(w string) bool { return w == "w" || w == "bash" || w == "80" })
 		if help[0] == "help" {
 			help = help[:1]
 		}

@@ -104,6 +104,7 @@ func (d *fakeDaemon) Status(context.Context) (localapi.Status, error) {
 	now := time.Now()
 	return localapi.Status{
 		State: d.state, Version: version, PID: 4711, Network: d.text("pilot"), Zone: "pilot.internal", Authority: identity.AuthorityPublic{2}.String(),
+		Served: d.served(),
 		Self: &localapi.Self{
 			Name: "planner", FQDN: d.text("planner.pilot.internal"), Address: addr("a"), Key: identity.AgentPublic{1}, Tags: []string{d.text("admin")},
 			CertificateExpires: now.Add(23*time.Hour + time.Minute), Interface: "pilot0", Port: 7745, DNS: d.text("resolved"),

@@ -95,7 +95,7 @@ func (p *program) commands() []*cli.Command {
 	all := []*cli.Command{
 		p.upCommand(), p.downCommand(), p.runCommand(), p.envCommand(), p.statusCommand(), p.pingCommand(), p.netcheckCommand(),
 		p.doctorCommand(), p.bugreportCommand(), p.agentsCommand(), p.whoisCommand(), p.inviteCommand(), p.trustCommand(), p.keysCommand(),
-		p.serveCommand(), p.ncCommand(),
+		p.serveCommand(), p.forwardCommand(), p.ncCommand(),
 		p.coordinatorCommand(), p.relayCommand(), p.daemonCommand(), p.dnsSettingsCommand(),
 		p.stageCommand(), p.initCommand(),
 		p.versionCommand(), p.completionCommand(), p.helpCommand(),

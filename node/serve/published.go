@@ -37,7 +37,12 @@ type published struct {
 }
 
 func newPublished(s *Server, p Port) *published {
-	return &published{Port: p, s: s, gone: make(chan struct{}), flows: limiter{peers: make(map[netip.Addr]int)}}
+	q := &published{Port: p, s: s, gone: make(chan struct{})}
+	q.flows.most, q.flows.mostOfPeer, q.flows.peers = maxFlows, maxPeerFlows, make(map[netip.Addr]int)
+	if p.Protocol == localapi.ServeUDP {
+		q.flows.most, q.flows.mostOfPeer = maxFlows/4, maxPeerFlows/4 // each has a buffer for the largest datagram
+	}
+	return q
 }
 
 // listen tries to. The server's lock is held.
@@ -155,6 +160,8 @@ func (p *published) status() localapi.Served {
 
 // limiter counts flows, all and by peer.
 type limiter struct {
+	most, mostOfPeer int
+
 	mu             sync.Mutex // guards all below
 	active         int
 	peers          map[netip.Addr]int
@@ -165,7 +172,7 @@ type limiter struct {
 func (l *limiter) add(peer netip.Addr) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.active >= maxFlows || l.peers[peer] >= maxPeerFlows {
+	if l.active >= l.most || l.peers[peer] >= l.mostOfPeer {
 		l.refused++
 		return false
 	}

@@ -28,7 +28,7 @@ import (
 )
 
 const (
-	// maxFlows is how many connections a port has at once, maxPeerFlows how many of one peer.
+	// maxFlows is how many connections a port has at once, maxPeerFlows how many of one peer; for udp a quarter of each.
 	maxFlows     = 4096
 	maxPeerFlows = 1024
 	// dialLimit is how long a target may take to accept.

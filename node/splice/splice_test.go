@@ -8,6 +8,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"net/netip"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -210,4 +211,140 @@ func TestBuffersAreReused(t *testing.T) {
 		}
 	}
 	b.release()
+}
+
+// Each port that sends has a connection of its own, which ends when nothing moves.
+func TestFlows(t *testing.T) {
+	echo := listenUDP(t)
+	go func() {
+		buf := make([]byte, fullSize)
+		for {
+			n, from, err := echo.ReadFromUDPAddrPort(buf)
+			if err != nil {
+				return
+			}
+			_, _ = echo.WriteToUDPAddrPort(append([]byte("echo: "), buf[:n]...), from)
+		}
+	}()
+	defer echo.Close()
+	near := listenUDP(t)
+	var c Counters
+	var open atomic.Int64
+	failures := make(chan error, 100)
+	dial := func(ctx context.Context) (net.Conn, error) {
+		var d net.Dialer
+		return d.DialContext(ctx, "udp", echo.LocalAddr().String())
+	}
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		New().Flows(t.Context(), near, FlowOptions{
+			Dial: dial, Idle: time.Minute, Counters: &c,
+			Admit: func(netip.Addr) bool { return open.Add(1) <= 3 }, Done: func(netip.Addr) { open.Add(-1) },
+			Reached: func(err error) {
+				if err != nil {
+					failures <- err
+				}
+			},
+		})
+	}()
+	for range 3 {
+		u, err := net.Dial("udp", near.LocalAddr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer u.Close()
+		for _, text := range []string{"one", "another"} {
+			if _, err := io.WriteString(u, text); err != nil {
+				t.Fatal(err)
+			}
+			buf := make([]byte, 100)
+			if n, err := u.Read(buf); string(buf[:n]) != "echo: "+text || err != nil {
+				t.Errorf("%q %v", buf[:n], err)
+			}
+		}
+	}
+	if open.Load() != 3 || c.Forth.Load() != 30 || c.Back.Load() != 30+6*6 {
+		t.Errorf("%d flows, %d and %d bytes", open.Load(), c.Forth.Load(), c.Back.Load())
+	}
+	near.Close()
+	<-ended
+	if open.Load() != 0 || len(failures) > 0 {
+		t.Errorf("%d flows are left; %d failures", open.Load(), len(failures))
+	}
+}
+
+func listenUDP(t *testing.T) *net.UDPConn {
+	t.Helper()
+	c, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// A flow on which nothing moves ends; one that moves now and then stays.
+func TestFlowsEndWhenIdle(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		near, far := newPackets(), make(chan *pipe, 2)
+		over := make(chan netip.Addr, 2)
+		go New().Flows(t.Context(), near, FlowOptions{
+			Dial: func(context.Context) (net.Conn, error) { a, b := pipes(); far <- b; return a, nil },
+			Idle: time.Minute, Counters: new(Counters), Admit: func(netip.Addr) bool { return true },
+			Done: func(a netip.Addr) { over <- a }, Reached: func(error) {},
+		})
+		from := netip.MustParseAddrPort("[fd00::1]:1234")
+		near.in <- packet{[]byte("x"), from}
+		b := <-far
+		buf := make([]byte, 10)
+		if n, err := b.Read(buf); n != 1 || err != nil {
+			t.Fatal(n, err)
+		}
+		for range 3 {
+			time.Sleep(50 * time.Second)
+			if _, err := b.Write([]byte("answer")); err != nil {
+				t.Fatal(err)
+			}
+			if p := <-near.out; string(p.data) != "answer" || p.at != from {
+				t.Errorf("%q to %v", p.data, p.at)
+			}
+		}
+		began := time.Now()
+		if a := <-over; a != from.Addr() || time.Since(began) != time.Minute {
+			t.Errorf("%v ended after %v", a, time.Since(began))
+		}
+		near.Close()
+	})
+}
+
+// packets is a UDP socket in memory.
+type packets struct {
+	net.PacketConn // for what is not used
+	in, out        chan packet
+	closed         chan struct{}
+}
+
+type packet struct {
+	data []byte
+	at   netip.AddrPort
+}
+
+func newPackets() *packets {
+	return &packets{in: make(chan packet), out: make(chan packet, 10), closed: make(chan struct{})}
+}
+
+func (p *packets) Close() error { close(p.closed); return nil }
+
+func (p *packets) ReadFromUDPAddrPort(b []byte) (int, netip.AddrPort, error) {
+	select {
+	case d := <-p.in:
+		return copy(b, d.data), d.at, nil
+	case <-p.closed:
+		return 0, netip.AddrPort{}, net.ErrClosed
+	}
+}
+
+func (p *packets) WriteToUDPAddrPort(b []byte, to netip.AddrPort) (int, error) {
+	p.out <- packet{append([]byte(nil), b...), to}
+	return len(b), nil
 }
