@@ -20,7 +20,7 @@ import (
 func (n *Node) metrics() http.Handler {
 	r := prometheus.NewRegistry()
 	r.MustRegister(newNodeCollector(n), collectors.NewGoCollector(),
-		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), newRelayCollector(n.relayed))
+		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), newRelayCollector(n.relayed), newServeCollector(n.servedPortsNow))
 	return promhttp.HandlerFor(r, promhttp.HandlerOpts{})
 }
 

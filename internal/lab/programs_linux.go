@@ -17,6 +17,7 @@ func packages() map[string]string {
 		"bash": "bash", "git": "git", "ip": "iproute2", "ss": "iproute2", "mount": "mount", "hostname": "hostname",
 		"nsenter": "util-linux", "setpriv": "util-linux", "sysctl": "procps", "ps": "procps", "curl": "curl", "python3": "python3",
 		"ping": "iputils-ping", "iperf3": "iperf3", "dig": "dnsutils", "tcpdump": "tcpdump",
+		"redis-server": "redis-server", "redis-cli": "redis-tools",
 		"systemd-creds": "systemd", "nft": "nftables", "conntrack": "conntrack",
 		"musl-gcc": "musl-tools", "dnsmasq": "dnsmasq-base", "chattr": "e2fsprogs",
 		"systemd-nspawn": "systemd-container", "mmdebstrap": "mmdebstrap",

@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package lab
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"regexp"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+)
+
+// echoScript answers each connection with what it was told.
+const echoScript = `import socketserver, sys
+class H(socketserver.StreamRequestHandler):
+    def handle(self): self.wfile.write(self.rfile.read())
+class S(socketserver.ThreadingTCPServer):
+    allow_reuse_address, request_queue_size, daemon_threads = True, 1024, True
+s = S(("127.0.0.1", int(sys.argv[1])), H)
+print("ready", flush=True)
+s.serve_forever()`
+
+// manyScript makes many short connections, one after the other in each of some threads, and says how many went right.
+const manyScript = `import socket, sys, concurrent.futures
+host, port, many = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+def one(i):
+    text = b"connection %d" % i
+    with socket.create_connection((host, port), timeout=20) as s:
+        s.sendall(text)
+        s.shutdown(socket.SHUT_WR)
+        got = b""
+        while piece := s.recv(4096): got += piece
+        return got == text
+with concurrent.futures.ThreadPoolExecutor(16) as pool:
+    print(sum(pool.map(one, range(many))))`
+
+// held is how many goroutines a daemon has, and how many descriptors it and pilot forward have.
+type held struct{ goroutines, descriptors int }
+
+func (u *user) held(ctx context.Context) (held, error) {
+	metrics := u.Run(ctx, u.as("curl", "-sS", "--unix-socket", u.socket(), "http://pilot/metrics")...)
+	number := regexp.MustCompile(`(?m)^go_goroutines (\d+)`).FindStringSubmatch(metrics.Stdout)
+	if number == nil {
+		return held{}, fmt.Errorf("no metrics: %v", metrics)
+	}
+	var h held
+	h.goroutines, _ = strconv.Atoi(number[1])
+	for _, pid := range u.pilots() {
+		if fds, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid)); err == nil {
+			h.descriptors += len(fds)
+		}
+	}
+	return h, nil
+}
+
+// Thousands of short connections through pilot serve and pilot forward leave no goroutine, descriptor or port behind.
+func TestServeSoak(t *testing.T) {
+	const many = 3000
+	ctx := deadline(t, 2*time.Minute)
+	m, u := openServed(ctx, t)
+	for _, h := range []struct {
+		*Host
+		as func(...string) []string
+	}{{m.a, asIs}, {m.b, u.as}} {
+		p := h.Start(h.as("python3", "-c", echoScript, "9000")...)
+		m.wait("ready", p)
+	}
+	m.a.Must(ctx, Binary(t), "serve", "9001=9000")
+	u.Must(ctx, u.as(u.pilot, "serve", "9001=9000")...)
+	m.wait("forwarding", u.Start(u.as(u.pilot, "forward", "9002=planner:9001")...))
+	connect := func(many int) {
+		for _, c := range []struct {
+			h    *Host
+			host string
+			port string
+			as   func(...string) []string
+		}{{m.a, "indexer", "9001", asIs}, {m.b, "127.0.0.1", "9002", u.as}} {
+			if out := c.h.Must(ctx, c.as("python3", "-c", manyScript, c.host, c.port, strconv.Itoa(many))...); strings.TrimSpace(out) != strconv.Itoa(many) {
+				t.Errorf("%s to %s: %s of %d connections went right", c.h.Name(), c.host, out, many)
+			}
+		}
+	}
+	connect(20) // what stays is there now
+	before, err := u.held(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	connect(many)
+	var after held
+	Eventually(t, 30*time.Second, func(ctx context.Context) error {
+		if after, err = u.held(ctx); err != nil {
+			return err
+		}
+		if after.goroutines > before.goroutines+3 || after.descriptors > before.descriptors+3 {
+			return fmt.Errorf("before %+v, after %+v", before, after)
+		}
+		return nil
+	})
+	t.Logf("%d connections in each direction: before %+v, after %+v", many, before, after)
+	// On the host with an interface nothing of them is left but what the kernel keeps of closed ones.
+	if out := m.a.Must(ctx, "ss", "-Htn", "state", "connected", "exclude", "time-wait", "exclude", "fin-wait-2", "( sport = :9001 or dport = :9001 )"); strings.TrimSpace(out) != "" {
+		t.Errorf("connections that are left:\n%s", out)
+	}
+}
