@@ -226,6 +226,9 @@ func (n *Node) checkSaved() error {
 	if err := newBook(n.saved.Authority, n.key.Public()).load(n.saved); err != nil {
 		return damaged(filepath.Join(n.folder.dir, nodeFile), err)
 	}
+	if _, err := servedPorts(n.saved.Served); err != nil {
+		return damaged(filepath.Join(n.folder.dir, nodeFile), err)
+	}
 	_, err = n.folder.tunnelKeys(n.saved.Authority, n.key.Public())
 	return err
 }

@@ -32,6 +32,9 @@ func servedPorts(saved []savedPort) ([]serve.Port, error) {
 		if err != nil {
 			return nil, err
 		}
+		if s.Port == 0 || !serve.Known(s.Protocol) {
+			return nil, fmt.Errorf("port %d of %q can't be published", s.Port, s.Protocol)
+		}
 		ports = append(ports, serve.Port{Protocol: s.Protocol, Port: s.Port, Target: t, Publisher: serve.Publisher{UID: s.UID, Full: s.Full}})
 	}
 	return ports, nil
@@ -118,7 +121,7 @@ func (n *Node) Serve(ctx context.Context, r localapi.ServeRequest) (localapi.Ser
 	case <-ctx.Done():
 		return localapi.ServeList{}, ctx.Err()
 	}
-	if r.Port == 0 || !slices.Contains([]string{"", localapi.ServeTCP, localapi.ServeUDP, localapi.ServeHTTP}, r.Protocol) {
+	if r.Port == 0 || r.Protocol != "" && !serve.Known(r.Protocol) {
 		return localapi.ServeList{}, errUsage(fmt.Sprintf("%q, port %d can't be published", r.Protocol, r.Port), "protocols are tcp, udp and http, ports 1 to 65535")
 	}
 	switch r.Action {

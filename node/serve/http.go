@@ -15,6 +15,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/pilot-protocol/pilot/node/localapi"
@@ -43,8 +44,19 @@ type httpServer struct {
 	running sync.WaitGroup // handlers
 }
 
-// callerKey is under which a request's context has who asks.
-type callerKey struct{}
+// askedKey is under which a request's context has what is asked.
+type askedKey struct{}
+
+// asked is a request of a peer's.
+type asked struct {
+	by   localapi.Agent
+	body *body // nil: none
+}
+
+func askedOf(ctx context.Context) *asked {
+	a, _ := ctx.Value(askedKey{}).(*asked)
+	return a
+}
 
 func newHTTPServer(p *published) *httpServer {
 	h := &httpServer{p: p}
@@ -173,9 +185,9 @@ func (h *httpServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	peer, err := netip.ParseAddrPort(r.RemoteAddr)
-	var caller localapi.Agent
+	var a asked
 	if err == nil {
-		caller, err = h.p.s.o.Network.Caller(peer.Addr())
+		a.by, err = h.p.s.o.Network.Caller(peer.Addr())
 	}
 	if err != nil {
 		h.p.flows.refuse()
@@ -183,16 +195,18 @@ func (h *httpServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if r.Body != nil && r.Body != http.NoBody {
-		r.Body = &body{ReadCloser: r.Body, to: http.NewResponseController(w)}
+		a.body = &body{ReadCloser: r.Body, to: http.NewResponseController(w)}
+		r.Body = a.body
 	}
-	h.proxy.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), callerKey{}, caller)))
+	h.proxy.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), askedKey{}, &a)))
 }
 
 // body is that of a request, whose sender may not stall.
 type body struct {
 	io.ReadCloser
-	to   *http.ResponseController
-	over bool
+	to      *http.ResponseController
+	over    bool
+	stalled atomic.Bool
 }
 
 func (b *body) Read(p []byte) (int, error) {
@@ -205,6 +219,7 @@ func (b *body) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
 	if err != nil {
 		b.over = true
+		b.stalled.Store(errors.Is(err, os.ErrDeadlineExceeded))
 		if errors.Is(err, io.EOF) {
 			_ = b.to.SetReadDeadline(time.Time{}) // the answer may take its time; fails where the caller has gone
 		}
@@ -214,7 +229,6 @@ func (b *body) Read(p []byte) (int, error) {
 
 // rewrite makes the target's request of a peer's.
 func (h *httpServer) rewrite(r *httputil.ProxyRequest) {
-	caller, _ := r.In.Context().Value(callerKey{}).(localapi.Agent)
 	out := r.Out
 	out.URL.Scheme, out.URL.Host = "http", h.p.Target.Addr.String()
 	if h.p.Target.Unix != "" {
@@ -223,7 +237,7 @@ func (h *httpServer) rewrite(r *httputil.ProxyRequest) {
 	out.URL.RawQuery = r.In.URL.RawQuery // the program decides what it makes of it
 	// Another name is none of the proxy's business; what programs check it for is their own.
 	out.Host = r.In.Host
-	identify(out.Header, caller)
+	identify(out.Header, askedOf(r.In.Context()).by)
 	r.SetXForwarded()
 	// Headers after the body could not be looked at before the request is on its way.
 	out.Trailer = nil
@@ -246,7 +260,11 @@ func (h *httpServer) RoundTrip(r *http.Request) (*http.Response, error) {
 func (h *httpServer) failed(w http.ResponseWriter, r *http.Request, err error) {
 	status, text := http.StatusBadGateway, "does not answer: "+plain(err).Error()
 	var own *localapi.Error
+	a := askedOf(r.Context())
 	switch {
+	case a.body != nil && a.body.stalled.Load():
+		http.Error(w, "pilot: the rest of the request did not come", http.StatusRequestTimeout)
+		return
 	case errors.Is(err, context.Canceled):
 		panic(http.ErrAbortHandler) // the caller has gone, or the port
 	case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, context.DeadlineExceeded):

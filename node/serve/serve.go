@@ -64,6 +64,11 @@ type key struct {
 	port uint16
 }
 
+// Known tells whether there is such a protocol.
+func Known(protocol string) bool {
+	return protocol == localapi.ServeTCP || protocol == localapi.ServeUDP || protocol == localapi.ServeHTTP
+}
+
 // Same tells whether two can't be published at once.
 func (p Port) Same(other Port) bool { return p.key() == other.key() }
 
@@ -74,6 +79,8 @@ type Options struct {
 	Network Network
 	Prefix  netip.Prefix // of the network
 	Socket  string       // the local API's, which is not to be published
+	// Dial connects to targets, by tcp, udp or unix; nil: as a net.Dialer.
+	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 	// Peer says who is at the other end of a Unix socket; nil: platform.PeerCaller.
 	Peer func(net.Conn) (platform.Caller, error)
 	Log  *slog.Logger
@@ -95,6 +102,9 @@ type Server struct {
 func New(o Options) *Server {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.Dial == nil {
+		o.Dial = new(net.Dialer).DialContext
 	}
 	if o.Peer == nil {
 		o.Peer = platform.PeerCaller

@@ -127,14 +127,13 @@ func errNotYours(t Target) error {
 func (s *Server) dial(ctx context.Context, t Target, by Publisher) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, dialLimit)
 	defer cancel()
-	var d net.Dialer
 	if t.Unix == "" {
-		return d.DialContext(ctx, "tcp", t.Addr.String())
+		return s.o.Dial(ctx, "tcp", t.Addr.String())
 	}
 	if err := s.checkPath(t); err != nil {
 		return nil, err
 	}
-	conn, err := d.DialContext(ctx, "unix", t.Unix)
+	conn, err := s.o.Dial(ctx, "unix", t.Unix)
 	if err != nil {
 		return nil, err
 	}

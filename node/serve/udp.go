@@ -22,8 +22,7 @@ func (p *published) serveUDP(ctx context.Context) {
 	}
 	p.s.splicer.Flows(ctx, conn, splice.FlowOptions{
 		Dial: func(ctx context.Context) (net.Conn, error) {
-			var d net.Dialer
-			return d.DialContext(ctx, "udp", p.Target.Addr.String())
+			return p.s.o.Dial(ctx, "udp", p.Target.Addr.String())
 		},
 		Admit: p.flows.add, Done: p.flows.done, Reached: p.reached, Idle: udpIdle, Counters: &p.moved,
 	})
