@@ -44,6 +44,18 @@ type httpServer struct {
 	running sync.WaitGroup // handlers
 }
 
+// buffers are for answers on their way.
+type buffers struct{ pool sync.Pool }
+
+func (b *buffers) Get() []byte {
+	if p, ok := b.pool.Get().(*[32 << 10]byte); ok {
+		return p[:]
+	}
+	return new([32 << 10]byte)[:]
+}
+
+func (b *buffers) Put(p []byte) { b.pool.Put((*[32 << 10]byte)(p)) }
+
 // askedKey is under which a request's context has what is asked.
 type askedKey struct{}
 
@@ -74,7 +86,7 @@ func newHTTPServer(p *published) *httpServer {
 	}
 	h.plain, h.h2c = transport((*http.Protocols).SetHTTP1), transport((*http.Protocols).SetUnencryptedHTTP2)
 	h.proxy = &httputil.ReverseProxy{
-		Rewrite: h.rewrite, Transport: h, FlushInterval: -1, ErrorHandler: h.failed,
+		Rewrite: h.rewrite, Transport: h, FlushInterval: -1, ErrorHandler: h.failed, BufferPool: new(buffers),
 		ErrorLog: slog.NewLogLogger(p.s.log.Handler(), slog.LevelDebug),
 	}
 	return h
