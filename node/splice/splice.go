@@ -56,7 +56,7 @@ type joined struct {
 
 	mu    sync.Mutex // guards all below
 	over  bool
-	err   error // why, where it did not end by itself
+	err   error // why, where it did not end by itself; stays as it is when over
 	timer *time.Timer
 }
 
@@ -76,15 +76,16 @@ func (s *Splicer) Join(ctx context.Context, a, b net.Conn, o Options) error {
 	}()
 	j.copy(b, a, func(c *Counters) *atomic.Uint64 { return &c.Forth })
 	<-back
-	return j.end(nil)
+	j.end(nil)
+	return j.err
 }
 
-// end closes both, once, and returns why.
-func (j *joined) end(err error) error {
+// end closes both, and notes why: the first time.
+func (j *joined) end(err error) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	if j.over {
-		return j.err
+		return
 	}
 	j.over, j.err = true, err
 	if j.timer != nil {
@@ -97,7 +98,6 @@ func (j *joined) end(err error) error {
 		j.a.Close()
 		j.b.Close()
 	}
-	return err
 }
 
 // Abort closes a connection so that its other end doesn't take what it has got for all: with a reset, where it is TCP.
