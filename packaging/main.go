@@ -325,7 +325,7 @@ func (r release) sum() error {
 	}
 	var sums strings.Builder
 	for _, e := range entries {
-		if e.IsDir() {
+		if e.IsDir() || strings.HasPrefix(e.Name(), "SHA256SUMS") { // those of before the files were signed
 			continue
 		}
 		data, err := os.ReadFile(filepath.Join(r.out, e.Name()))

@@ -122,6 +122,9 @@ func TestSigningHooks(t *testing.T) {
 	if err := (hook{"SIGN_EXE", code}).sign(t.Context(), exe); err != nil {
 		t.Fatal(err)
 	}
+	if err := (release{out: out}).sum(); err != nil {
+		t.Fatal(err)
+	}
 	if err := (release{out: out}).sign(t.Context(), all); err != nil {
 		t.Fatal(err)
 	}
