@@ -89,9 +89,10 @@ $(DEBIAN): packaging/image
 idle: programs build
 	PILOT_BINARY=$(CURDIR)/pilot PILOT_LAB_IDLE=$(NODES) $(GO) test -count=1 -v -timeout 30m -run '^TestIdle$$' ./internal/lab
 
-## soak: SOAK short connections by embedded nodes and through the proxies; nothing may be left of them
-soak:
+## soak: SOAK short connections each way: by embedded nodes, through the proxies, and as root through serve, forward and run; nothing may be left
+soak: $(if $(ROOT),programs build)
 	PILOT_SOAK=$(SOAK) $(GO) test -count=1 -v -timeout 20m -run '^TestSoak$$' .
+	$(if $(ROOT),PILOT_BINARY=$(CURDIR)/pilot PILOT_LAB_SOAK=$(SOAK) $(GO) test -count=1 -v -timeout 40m -run '^(TestServeSoak|TestSandboxSoak)$$' ./internal/lab)
 
 ## lint: the linters of .golangci.yml, in a fixed version
 lint: $(BIN)/golangci-lint-v2.15.0
