@@ -50,7 +50,10 @@ func flushable(s *Site) {
 	s.Gateway.Set(Rules{NAT: true, Filtering: AddressDependent})
 }
 
-func disruptions() []disruption {
+// freezeEnv asks for another time than a minute for which a host is stopped.
+const freezeEnv = "PILOT_LAB_FREEZE"
+
+func disruptions(stop time.Duration) []disruption {
 	now := func(f func(m *mesh, a, b *Site)) func(*testing.T, *mesh, *Site, *Site) time.Time {
 		return func(_ *testing.T, m *mesh, a, b *Site) time.Time {
 			begin := time.Now()
@@ -68,8 +71,8 @@ func disruptions() []disruption {
 		{"direct path eats the acknowledgements", EIM, EIM, direct, now(func(_ *mesh, a, b *Site) { b.Gateway.Deafen(a.Gateway.Public()) }), limit},
 		{"relay killed", APDM, APDM, relayed, killRelay, limit},
 		{"relay killed, by TLS", UDPBlocked, UDPBlocked, relayed, killRelay, limit},
-		{"host stopped for 60 s", EIM, EIM, direct, func(t *testing.T, _ *mesh, a, _ *Site) time.Time {
-			freeze(t, a.Host, 60*time.Second)
+		{"host stopped for " + stop.String(), EIM, EIM, direct, func(t *testing.T, _ *mesh, a, _ *Site) time.Time {
+			freeze(t, a.Host, stop)
 			return time.Now()
 		}, limit},
 	}
@@ -116,7 +119,14 @@ func freeze(t *testing.T, h *Host, length time.Duration) {
 func TestDisruptions(t *testing.T) {
 	m := openMesh(t, 10*time.Millisecond, "eu-1", "eu-2")
 	const size = 12 << 20
-	all := disruptions()
+	stop := time.Minute
+	if text := os.Getenv(freezeEnv); text != "" {
+		var err error
+		if stop, err = time.ParseDuration(text); err != nil {
+			t.Fatal(err)
+		}
+	}
+	all := disruptions(stop)
 	sites := make([][2]*Site, len(all))
 	var flat []*Site
 	sums := make([][32]byte, len(all))
@@ -146,7 +156,7 @@ func TestDisruptions(t *testing.T) {
 					if !alone {
 						t.Parallel()
 					}
-					d.run(t, m, sites[i][0], sites[i][1], size, sums[i])
+					d.run(t, m, sites[i][0], sites[i][1], size, sums[i], stop)
 					if alone {
 						m.revive()
 					}
@@ -157,8 +167,8 @@ func TestDisruptions(t *testing.T) {
 }
 
 // run downloads a file while the disruption happens.
-func (d disruption) run(t *testing.T, m *mesh, a, b *Site, size int64, sum [32]byte) {
-	ctx := deadline(t, 4*time.Minute)
+func (d disruption) run(t *testing.T, m *mesh, a, b *Site, size int64, sum [32]byte, frozen time.Duration) {
+	ctx := deadline(t, 3*time.Minute+frozen)
 	// The path has to be the wanted one before, and stay it.
 	if r := tryPilot(a.Host, "", "ping", b.Name(), "--count", "3", "--interval", "200ms"); !r.OK() {
 		t.Fatal(r)
