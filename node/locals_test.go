@@ -328,3 +328,20 @@ func TestManyLocalAgents(t *testing.T) {
 		t.Errorf("%d seats", n)
 	}
 }
+
+// A plan of one agent that can't be applied leaves the others theirs.
+func TestPlanOfOneIsRefused(t *testing.T) {
+	home, _ := members(t, "indexer")
+	m := home.node.locals.get("indexer").node
+	m.mu.Lock()
+	bad := m.member.seat.plan
+	bad.overlay.Locals = append(slices.Clone(bad.overlay.Locals), bad.overlay.Locals...) // an agent twice
+	err := m.member.seat.set(bad)
+	m.mu.Unlock()
+	if err == nil {
+		t.Fatal("an agent that is there twice is taken")
+	}
+	if err := home.node.change(func(*membership) error { return nil }); err != nil {
+		t.Errorf("the first agent's plan: %v", err)
+	}
+}

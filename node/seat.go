@@ -97,11 +97,13 @@ func (s *seat) leave(network identity.AuthorityPublic) error {
 	return nil // the engine has ended
 }
 
-// set applies an agent's plan: first what carries packets, then what names them.
+// set applies an agent's plan: first what carries packets, then what names them. One that can't be applied is forgotten: it
+// must not keep the other agents' from being.
 func (s *seat) set(p plan) error {
 	e := s.engine
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	old, planned := s.plan, s.planned
 	s.plan, s.planned = p, true
 	first := e.seats[0] == s
 	if first {
@@ -111,6 +113,7 @@ func (s *seat) set(p plan) error {
 		return nil // with the first one's
 	}
 	if err := e.overlay.Set(e.mergedLocked()); err != nil {
+		s.plan, s.planned = old, planned
 		return err
 	}
 	if first {

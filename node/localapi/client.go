@@ -99,6 +99,17 @@ type errorBody struct {
 	Error *Error `json:"error"`
 }
 
+// introduce says in a request who asks, and in whose name.
+func (c *Client) introduce(r *http.Request) {
+	r.Header.Set("Content-Type", "application/json")
+	if c.opts.Version != "" {
+		r.Header.Set(VersionHeader, c.opts.Version)
+	}
+	if c.opts.Acting != "" {
+		r.Header.Set(ActingHeader, c.opts.Acting)
+	}
+}
+
 func call[T any](ctx context.Context, c *Client, method, path string, body any) (T, error) {
 	var answer T
 	var reader io.Reader
@@ -113,13 +124,7 @@ func call[T any](ctx context.Context, c *Client, method, path string, body any) 
 	if err != nil {
 		return answer, err
 	}
-	req.Header.Set("Content-Type", "application/json")
-	if c.opts.Version != "" {
-		req.Header.Set(VersionHeader, c.opts.Version)
-	}
-	if c.opts.Acting != "" {
-		req.Header.Set(ActingHeader, c.opts.Acting)
-	}
+	c.introduce(req)
 	resp, err := c.http.Do(req)
 	if err != nil {
 		return answer, noAnswer(ctx, err)

@@ -49,15 +49,9 @@ func (c *Client) Connect(ctx context.Context, r ConnectRequest) (net.Conn, error
 	if err != nil {
 		return nil, err
 	}
-	req.Header.Set("Content-Type", "application/json")
+	c.introduce(req)
 	req.Header.Set("Connection", "Upgrade")
 	req.Header.Set("Upgrade", streamProtocol)
-	if c.opts.Version != "" {
-		req.Header.Set(VersionHeader, c.opts.Version)
-	}
-	if c.opts.Acting != "" {
-		req.Header.Set(ActingHeader, c.opts.Acting)
-	}
 	conn, err := c.opts.Dial(ctx)
 	if err != nil {
 		return nil, noAnswer(ctx, err)
