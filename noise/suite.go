@@ -3,17 +3,16 @@
 package noise
 
 import (
-	"crypto/aes"
 	"crypto/cipher"
 	"crypto/hkdf"
 	"crypto/sha256"
-	"fmt"
 	"io"
 
 	flynn "github.com/flynn/noise"
 	"golang.org/x/crypto/chacha20poly1305"
 
 	"github.com/pilot-protocol/pilot/identity"
+	"github.com/pilot-protocol/pilot/noise/aesgcm"
 )
 
 // Domain tags. Each key and hash of this package is made under its own, so that none can stand for another.
@@ -53,11 +52,7 @@ func (s suite) aead(state *flynn.CipherState) (cipher.AEAD, error) {
 	key := state.UnsafeKey()
 	defer clear(key[:])
 	if s == suiteAES {
-		block, err := aes.NewCipher(key[:])
-		if err != nil {
-			return nil, fmt.Errorf("noise: %w", err)
-		}
-		return cipher.NewGCM(block)
+		return aesgcm.New(key[:])
 	}
 	return chacha20poly1305.New(key[:])
 }
