@@ -20,6 +20,7 @@ import (
 	"github.com/pilot-protocol/pilot/identity"
 	"github.com/pilot-protocol/pilot/magicdns"
 	"github.com/pilot-protocol/pilot/netstack"
+	"github.com/pilot-protocol/pilot/node/localapi"
 	"github.com/pilot-protocol/pilot/overlay"
 	"github.com/pilot-protocol/pilot/platform"
 	"github.com/pilot-protocol/pilot/tun"
@@ -34,6 +35,8 @@ type engine struct {
 	underlay Underlay
 	stack    *netstack.Stack
 	overlay  *overlay.Overlay
+	fence    Fence                  // nil: there is no interface that needs one
+	unfenced atomic.Pointer[string] // why there is no fence, though there should be; nil: there is
 	names    *magicdns.Server
 	dns      platform.DNS           // nil: this host's resolver could not be told
 	trouble  atomic.Pointer[string] // why names don't resolve on this host by themselves; nil: they do
@@ -168,11 +171,18 @@ func (e *engine) nameless(err error) {
 }
 
 // warnings say what this host has to do without.
-func (e *engine) warnings() []string {
+func (e *engine) warnings() (list []localapi.Problem) {
 	if text := e.trouble.Load(); text != nil {
-		return []string{*text}
+		list = append(list, localapi.Problem{Code: localapi.CodeInternal, Message: *text})
 	}
-	return nil
+	if text := e.unfenced.Load(); text != nil {
+		list = append(list, localapi.Problem{
+			Code: localapi.CodeUnfenced, Message: "who is on a link of this host can send to this agent past the tunnel: " + *text,
+			Hint: fmt.Sprintf("pilot wants the kernel's nf_tables (modprobe nf_tables) and CAP_NET_ADMIN to prevent that; else let a firewall drop "+
+				"what comes from %s, and what is for this agent, by another interface than %s and lo", e.prefix, e.device.Name()),
+		})
+	}
+	return list
 }
 
 // dnsMode says how names reach the daemon.
@@ -194,7 +204,9 @@ func (e *engine) run(ctx context.Context, page http.Handler, changed func()) err
 	group.Go(func() error { return e.names.Serve(ctx, e.dnsUDP, e.dnsTCP) })
 	group.Go(func() error { return e.servePage(ctx, page) })
 	group.Go(func() error { return e.watchDNS(ctx, changed) })
+	group.Go(func() error { return e.watchFence(ctx) })
 	err := group.Wait()
+	err = errors.Join(err, e.closeFence())
 	if e.dns != nil {
 		if restore := e.dns.Restore(); restore != nil {
 			e.log.Error("the host's DNS settings could not be restored", "error", restore)
@@ -266,6 +278,9 @@ func (e *engine) abandon() {
 	}
 	if e.device != nil {
 		e.device.Close()
+	}
+	if err := e.closeFence(); err != nil {
+		e.log.Error("the fence of the interface stays", "error", err)
 	}
 	if stack := e.guests(); stack != nil {
 		stack.Close()

@@ -293,7 +293,9 @@ func (n *Node) describe(r *localapi.UpResult) {
 	if r.Hosted {
 		r.Coordinators = n.advertised(n.saved.Authority, n.saved.Listen)
 	}
-	r.Warnings = append(r.Warnings, m.engine.warnings()...)
+	for _, w := range m.engine.warnings() {
+		r.Warnings = append(r.Warnings, w.Message)
+	}
 	if !m.link.connected {
 		reason := "no answer yet"
 		if m.link.err != nil {

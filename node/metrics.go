@@ -86,6 +86,7 @@ func (c *nodeCollector) Collect(ch chan<- prometheus.Metric) {
 	names := map[identity.AgentPublic]string{}
 	err := c.node.view(func(m *membership) error {
 		s, relays = m.engine.overlay.Status(), m.engine.underlay.Status().Relays
+		m.engine.addFenced(s.Drops)
 		pending := 0
 		self = m.book.self
 		for agent, p := range m.book.peers {

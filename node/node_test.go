@@ -44,6 +44,34 @@ type memorySystem struct {
 	restored int
 	noTUN    error // of OpenTUN
 	refuses  error // of Configure
+	fence    *memoryFence
+}
+
+type memoryFence struct {
+	mu      sync.Mutex
+	failure error // of Refresh
+	asked   int
+	closed  bool
+}
+
+func (f *memoryFence) fail(err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.failure = err
+}
+
+func (f *memoryFence) Refresh() (bool, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.asked++
+	return false, f.failure
+}
+func (f *memoryFence) Dropped() (uint64, error) { return 7, nil }
+func (f *memoryFence) Close() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.closed = true
+	return nil
 }
 
 type memoryDNS struct {
@@ -74,7 +102,12 @@ func (s *memorySystem) OpenTUN() (tun.Device, error) {
 	}
 	return tun.NewMemory("mem0", mtu), nil
 }
-func (s *memorySystem) Configure(platform.Interface) error { return s.refuses }
+func (s *memorySystem) Configure(platform.Interface) (Fence, error) {
+	if s.refuses != nil || s.fence == nil {
+		return nil, s.refuses
+	}
+	return s.fence, nil
+}
 func (s *memorySystem) OpenDNS() (platform.DNS, error)     { return s.dns, nil }
 func (s *memorySystem) RestoreDNS() error                  { s.restored++; return nil }
 func (s *memorySystem) ListenLocal() (net.Listener, error) { return net.Listen("unix", s.socket) }

@@ -108,12 +108,14 @@ func (e *engine) openInterface(system System, self netip.Addr) error {
 	if err != nil {
 		return err
 	}
-	if err := system.Configure(platform.Interface{
+	fence, err := system.Configure(platform.Interface{
 		Name: device.Name(), MTU: mtu, Address: self, Route: e.prefix, Segments: overlay.Segments(mtu),
-	}); err != nil {
+	})
+	if err != nil {
 		return errors.Join(fmt.Errorf("configure %s: %w", device.Name(), err), device.Close())
 	}
-	e.device = device
+	e.device, e.fence = device, fence
+	e.refreshFence()
 	return nil
 }
 

@@ -80,9 +80,7 @@ func (n *Node) statusProblems(s *localapi.Status, m *membership) {
 	if p := m.book.relayProblem(s.Self.Relays); p != nil {
 		s.Problems = append(s.Problems, *p)
 	}
-	for _, w := range m.engine.warnings() {
-		s.Problems = append(s.Problems, localapi.Problem{Code: localapi.CodeInternal, Message: w})
-	}
+	s.Problems = append(s.Problems, m.engine.warnings()...)
 }
 
 // statusPlace tells where this node is in the networks below.
@@ -161,6 +159,7 @@ func (b *book) describePaths(paths []overlay.PathStatus) (list []localapi.PathSt
 func (n *Node) statusPeers(s *localapi.Status, m *membership) {
 	carried := m.engine.overlay.Status()
 	s.Drops = carried.Drops
+	m.engine.addFenced(s.Drops)
 	links := map[identity.AgentPublic]overlay.PeerStatus{}
 	for _, l := range carried.Peers {
 		if l.Local == m.book.self {

@@ -43,12 +43,20 @@ type Underlay interface {
 	Netcheck(context.Context) (underlay.Report, error)
 }
 
+// Fence is what the node needs of a platform.Fence.
+type Fence interface {
+	Refresh() (again bool, err error)
+	Dropped() (packets uint64, err error)
+	Close() error
+}
+
 // System is the host as the node uses it. Tests put an in-memory one in its place.
 type System interface {
 	// OpenTUN makes the virtual interface.
 	OpenTUN() (tun.Device, error)
-	// Configure gives it its address and route.
-	Configure(platform.Interface) error
+	// Configure gives it its address and route, and has them used by others neither. The fence is nil where none is needed; it
+	// may have failed, which its Refresh tells.
+	Configure(platform.Interface) (Fence, error)
 	// OpenUnderlay opens the UDP sockets.
 	OpenUnderlay() (Underlay, error)
 	// OpenDNS finds out how this host resolves names.
@@ -77,9 +85,19 @@ type host struct {
 	log      *slog.Logger
 }
 
-func (h host) Configure(i platform.Interface) error { return platform.ConfigureInterface(i) }
-func (h host) OpenUnderlay() (Underlay, error)      { return OpenUnderlay(port, true, h.log) }
-func (h host) RestoreDNS() error                    { return platform.RestoreDNS(h.stateDir, h.log) }
+func (h host) OpenUnderlay() (Underlay, error) { return OpenUnderlay(port, true, h.log) }
+func (h host) RestoreDNS() error               { return platform.RestoreDNS(h.stateDir, h.log) }
+
+// Configure puts the fence up first: there is no moment at which the address can be reached past it. Where that fails the
+// interface is used all the same, and whoever asks the fence again hears why.
+func (h host) Configure(i platform.Interface) (Fence, error) {
+	fence := platform.NewFence(i)
+	_, _ = fence.Refresh()
+	if err := platform.ConfigureInterface(i); err != nil {
+		return nil, errors.Join(err, fence.Close())
+	}
+	return fence, nil
+}
 
 // OpenUnderlay opens this host's UDP sockets on a port, or on another one if that is in use; mapped says whether the gateway is
 // asked to forward it.

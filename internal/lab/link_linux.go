@@ -48,6 +48,12 @@ func (k *Link) Add(address string) {
 	k.host.must("ip", "addr", "add", address, "dev", k.name)
 }
 
+// Remove takes one of the interface's addresses away, in CIDR form.
+func (k *Link) Remove(address string) {
+	k.host.lab.tb.Helper()
+	k.host.must("ip", "addr", "del", address, "dev", k.name)
+}
+
 // Gateway makes the router at address the host's default route for its kind of addresses.
 func (k *Link) Gateway(address string) {
 	k.host.lab.tb.Helper()

@@ -99,7 +99,7 @@ type trio struct {
 func openTrio(t *testing.T, programs ...string) *trio {
 	t.Helper()
 	l := open(t)
-	Programs(t, append(programs, "curl", "python3")...)
+	Programs(t, append(programs, "curl", "python3", "nft")...)
 	return newTrio(l)
 }
 

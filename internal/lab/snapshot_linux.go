@@ -30,6 +30,7 @@ func (h *Host) Snapshot() Snapshot {
 		"IPv6 routes": "ip -6 route show table all",
 		"IPv4 rules":  "ip -4 rule",
 		"IPv6 rules":  "ip -6 rule",
+		"firewall":    "nft list ruleset",
 		"sockets":     "ss -H -l -n -t -u -x -w",
 		"processes":   "ps -N -p 1 -o args=",
 	} {

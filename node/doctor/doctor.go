@@ -62,7 +62,7 @@ type check struct {
 func checks() []check {
 	return []check{
 		{"tun", tunDriver}, {"ipv6", ipv6}, {"service", service}, {"daemon", daemon}, {"access", access}, {"version", version},
-		{"state", state}, {"clock", clock}, {"routes", routes}, {"vpn", vpn}, {"firewall", firewall}, {"dns", names}, {"resolver", resolver},
+		{"state", state}, {"clock", clock}, {"routes", routes}, {"vpn", vpn}, {"firewall", firewall}, {"fence", fence}, {"dns", names}, {"resolver", resolver},
 		{"coordinator", coordinator}, {"certificate", certificate}, {"relays", relays}, {"underlay", underlay}, {"mtu", mtu}, {"other", other},
 	}
 }

@@ -175,7 +175,10 @@ func TestEachTrouble(t *testing.T) {
 		"closed firewall":                  {change: firewall(closed, nil, []inspect.Match{{Interface: "lo"}, {Other: true}}), codes: "FIREWALL_CLOSED"},
 		"closed firewall that lets us in":  {change: firewall(closed, nil, []inspect.Match{{Interface: "pilot0"}})},
 		"IPv4's rules are not the network": {change: firewall(inspect.Chain{Family: "ip", Hook: "input", Drops: true}, nil, nil)},
-		"name shadowed":                    {change: func(f *Facts) { f.Host.Names.Value.System = []netip.Addr{netip.MustParseAddr("192.0.2.66")} }, codes: "DNS_SHADOWED"},
+		"no fence": {change: func(f *Facts) {
+			f.Status.Problems = []localapi.Problem{{Code: "UNFENCED", Message: "no nf_tables", Hint: "modprobe nf_tables"}}
+		}, codes: "UNFENCED"},
+		"name shadowed": {change: func(f *Facts) { f.Host.Names.Value.System = []netip.Addr{netip.MustParseAddr("192.0.2.66")} }, codes: "DNS_SHADOWED"},
 		"resolver does not ask us": {change: func(f *Facts) {
 			f.Host.Names.Value.System, f.Host.Names.Value.SystemErr = nil, errors.New("no such host")
 		}, codes: "DNS_OVERRIDDEN"},

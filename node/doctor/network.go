@@ -121,6 +121,24 @@ func firewall(f *Facts) []Finding {
 	return out
 }
 
+// fence: does this host keep out what comes past the tunnel? The daemon sees to that, and says if it can't.
+func fence(f *Facts) []Finding {
+	switch {
+	case f.self() == nil:
+		return notUp()
+	case f.userspace():
+		return notNeeded()
+	case f.Host.OS != "linux":
+		return well("left to the system, which takes packets for a tunnel by the tunnel only, unless it was told otherwise")
+	}
+	for _, p := range f.Status.Problems {
+		if p.Code == localapi.CodeUnfenced {
+			return []Finding{warning("UNFENCED", p.Message, p.Hint)}
+		}
+	}
+	return well("nothing for this agent gets in past the tunnel")
+}
+
 func acceptRule(c inspect.Chain, own string) string {
 	key := "iifname"
 	if c.Hook == "output" {
@@ -271,7 +289,7 @@ func other(f *Facts) (out []Finding) {
 		return nil
 	}
 	for _, p := range f.Status.Problems {
-		if !slices.Contains([]string{localapi.CodeUnavailable, localapi.CodeRevoked, localapi.CodeNoRelay}, p.Code) {
+		if !slices.Contains([]string{localapi.CodeUnavailable, localapi.CodeRevoked, localapi.CodeNoRelay, localapi.CodeUnfenced}, p.Code) {
 			out = append(out, problem(p.Code, p.Message, p.Hint))
 		}
 	}

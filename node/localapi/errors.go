@@ -39,6 +39,7 @@ const (
 	CodePortTaken      = "PORT_TAKEN"      // a port that is to be listened on is in use
 	CodeVersionDiffers = "VERSION_DIFFERS" // CLI and daemon don't understand each other
 	CodeRateLimited    = "RATE_LIMITED"    //
+	CodeUnfenced       = "UNFENCED"        // others can send to this host's agent past the tunnel: a problem in the status, no failure
 	CodeCoordinator    = "COORDINATOR"     // the coordinator refused, see the message
 )
 

@@ -104,12 +104,12 @@ func (s *system) OpenTUN() (tun.Device, error) {
 	return &s.splitter, nil
 }
 
-// Configure lets the stage set the interface up.
-func (s *system) Configure(i platform.Interface) error {
+// Configure lets the stage set the interface up. Nothing else leads into the sandbox, so that it has no need of a fence.
+func (s *system) Configure(i platform.Interface) (node.Fence, error) {
 	s.splitter.Set(i.Route)
 	s.egress.setNetwork(i.Route)
 	_, err := s.stage.ask(order{Link: &platform.SandboxLink{Interface: i, LinkMTU: linkMTU, Outside: outsideAddress()}})
-	return err
+	return nil, err
 }
 
 // OpenDNS returns the sandbox's own resolver settings.
