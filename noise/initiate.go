@@ -27,6 +27,7 @@ type initiation struct {
 	kem       *mlkem.DecapsulationKey768
 	answerKey [keySize]byte
 	mac1s     [][macSize]byte // of the fragments, for cookie replies
+	longest   int             // length of the longest fragment, which is the first
 	bore      bool            // it bore a cookie
 
 	answer  *partial // guarded by Machine.mu
@@ -88,6 +89,7 @@ func (m *Machine) Initiate(now time.Time, local identity.AgentPublic, to Target)
 		in.mac1s = append(in.mac1s, [macSize]byte(d[len(d)-2*macSize:]))
 		out.Datagrams = append(out.Datagrams, d)
 	}
+	in.longest = len(out.Datagrams[0])
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if older := m.pending[m.newest[in.pair()]]; older != nil {
@@ -220,7 +222,7 @@ func (m *Machine) finish(now time.Time, in *initiation, whole *partial) (*Sessio
 		return nil, err
 	}
 	s := &Session{
-		local: in.index, remote: sender, initiator: true, small: in.to.Small, created: in.born,
+		local: in.index, remote: sender, initiator: true, carried: in.longest, created: in.born,
 		agent: in.local.agent, certificate: p.certificate, statement: p.statement,
 	}
 	return s, s.setKeys(in.suite, send, receive)

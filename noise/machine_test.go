@@ -145,14 +145,14 @@ func TestSmallFragments(t *testing.T) {
 		if len(in.Datagrams) != maxFragments || len(question.Reply) != maxFragments || replied > sent {
 			t.Errorf("%s: %d datagrams of %d bytes, %d of %d", name, len(in.Datagrams), sent, len(question.Reply), replied)
 		}
-		if !answer.Session.Small() || !question.Session.Small() {
-			t.Errorf("%s: the sessions don't know", name)
+		if a, b := answer.Session.Carried(), question.Session.Carried(); a != len(in.Datagrams[0]) || b != len(question.Reply[0]) {
+			t.Errorf("%s: the sessions say that the path carried %d and %d bytes", name, a, b)
 		}
 		send(t, answer.Session, question.Session, []byte("first"))
 	}
 	d := newDuo(t, bothSuites)
-	if a, b := d.connect(epoch); a.Small() || b.Small() {
-		t.Error("a session is thought to have a narrow path")
+	if a, b := d.connect(epoch); a.Carried() != MaxDatagram || b.Carried() < minAnswer/2+fragmentFrame || b.Carried() > MaxDatagram {
+		t.Errorf("the sessions say that the path carried %d and %d bytes", a.Carried(), b.Carried())
 	}
 }
 

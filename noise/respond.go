@@ -91,15 +91,16 @@ func (m *Machine) respond(now time.Time, whole *partial) (Result, error) {
 		m.Release(index)
 		return Result{}, fmt.Errorf("noise: message 2: %w", err)
 	}
+	reply := answerDatagrams(whole, index, message, c.answerKey[:])
 	s := &Session{
-		local: index, remote: whole.sender, small: whole.count == maxFragments, created: now,
+		local: index, remote: whole.sender, carried: len(reply[0]), created: now,
 		agent: local.agent, certificate: c.peer.certificate, statement: c.peer.statement,
 	}
 	if err := s.setKeys(whole.suite, send, receive); err != nil {
 		m.Release(index)
 		return Result{}, err
 	}
-	return Result{Session: s, Reply: answerDatagrams(whole, index, message, c.answerKey[:])}, nil
+	return Result{Session: s, Reply: reply}, nil
 }
 
 // readInitiation decrypts message 1 and checks all that can speak against it.

@@ -45,7 +45,7 @@ type Session struct {
 
 	local, remote uint32
 	initiator     bool
-	small         bool
+	carried       int
 	created       time.Time
 	agent         identity.AgentPublic
 	certificate   identity.Certificate
@@ -76,8 +76,9 @@ func (s *Session) RemoteTunnel() identity.TunnelStatement { return s.statement }
 // Initiator reports whether this end sent the first message.
 func (s *Session) Initiator() bool { return s.initiator }
 
-// Small reports whether the handshake travelled in datagrams of at most MaxSmallDatagram bytes: larger ones may not pass.
-func (s *Session) Small() bool { return s.small }
+// Carried is the length of the longest handshake datagram that this end sent, in bytes: once the session is confirmed, the other
+// end has had it.
+func (s *Session) Carried() int { return s.carried }
 
 // Created returns when the session began: at the initiator when it sent its first message, at the responder when it
 // answered. So the initiator always stops first.

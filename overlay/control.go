@@ -371,14 +371,15 @@ func (o *Overlay) adoptLocked(s *session, now moment) {
 	l.refresh = 0
 	l.lost.Store(false)
 	o.learnLocked(l, now)
-	l.paths.Up(now.at, *s.path.Load(), s.rtt)
+	handshake := *s.path.Load()
+	l.paths.Up(now.at, handshake, s.rtt)
 	if p, ok := l.paths.Current(); ok {
 		s.path.Store(&p) // not the one of the handshake, if it is a renewal and there is a better one
 	}
-	l.last = lastSeen{*s.path.Load(), s.noise.RemoteTunnel()}
+	l.last = lastSeen{path: *s.path.Load(), tunnel: s.noise.RemoteTunnel()}
 	// What waits goes first; what comes meanwhile wakes control, and follows.
 	waiting := !l.queue.empty()
-	o.searchLocked(l, s, now)
+	o.carriedLocked(l, s, handshake, now)
 	o.flushQueueLocked(l, s, now)
 	l.current.Store(s)
 	if old != nil {
@@ -422,8 +423,9 @@ func (o *Overlay) discard(s *session) {
 func (o *Overlay) downLocked(l *link, reason Reason) {
 	was := l.current.Swap(nil)
 	if was != nil {
-		l.last.path = *was.path.Load()
+		l.last.path, l.last.narrow = *was.path.Load(), was.sizes.settled.Load() && was.sizes.narrow()
 	}
+	o.restartLocked(l, o.now())
 	for _, s := range []*session{was, l.pending, l.previous} {
 		if s != nil {
 			o.discard(s)

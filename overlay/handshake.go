@@ -25,8 +25,11 @@ const (
 	unreachableAfter = 3 * time.Second
 	// giveUpAfter ends an attempt.
 	giveUpAfter = 5 * time.Second
-	// smallAfter: when so many first messages had no answer the next are cut into small datagrams.
-	smallAfter = 2
+	// smallAfter: when so many first messages had no answer the next are cut into small datagrams. That is at once: few
+	// paths are narrow, but on those a session waits for it.
+	smallAfter = 1
+	// renewTries is how many first messages of a renewal go along the session's own path alone, while it answers.
+	renewTries = 2
 	// pauseBetween is how long after an attempt the next one may begin at the earliest.
 	pauseBetween = time.Second
 )

@@ -92,6 +92,7 @@ type linkControl struct {
 type lastSeen struct {
 	path   underlay.Path
 	tunnel identity.TunnelStatement
+	narrow bool // the path was too narrow for the largest handshake datagrams
 }
 
 // attempt is a handshake of ours under way: first messages, again and again, until one is answered.

@@ -16,14 +16,14 @@ import (
 )
 
 // How long a datagram may be is a matter of the path. Control searches for it with padded pings, by package pmtu, and tells
-// the session; the loops make what they send fit.
+// the session; the loops make what they send fit. The first answer that the search gets is the handshake's.
 
 const (
 	// searchWhileUsed: a path is searched as long as a packet went either way within this time, or the session is so new.
 	searchWhileUsed = 10 * time.Second
 	// suspectAfter: when long datagrams were sent and nothing at all came back for so long, their size is asked about.
 	suspectAfter = 300 * time.Millisecond
-	// maxSearches is of how many paths of a link the limits are remembered.
+	// maxSearches is of how many paths of a link it is remembered what they carried.
 	maxSearches = 8
 	// maxProbes is how many pings of a search may be under way.
 	maxProbes = 32
@@ -72,28 +72,49 @@ func (o *Overlay) searchLocked(l *link, s *session, now moment) *pmtu.Search {
 		p := list[i]
 		copy(list[1:], list[:i])
 		list[0] = p
-		p.search.Resume(now.at)
+		o.restartLocked(l, now)
 	} else if i < 0 {
 		if len(list) >= maxSearches {
 			list = list[:maxSearches-1]
 		}
-		l.sizes.searches = slices.Insert(list, 0, pathSearch{path, newSearch(o.mtu, path, s)})
+		l.sizes.searches = slices.Insert(list, 0, pathSearch{path, newSearch(o.mtu, path)})
+		o.scheduleLocked(l, now.at)
 	}
 	search := l.sizes.searches[0].search
 	tellLimit(s, search)
 	return search
 }
 
-// newSearch begins to search a path that the session has just taken.
-func newSearch(mtu int, path underlay.Path, s *session) *pmtu.Search {
-	start := pmtu.Base
-	if s.noise.Small() {
-		start = pmtu.Cautious // larger messages may have been lost
-	}
+// newSearch begins to search a path.
+func newSearch(mtu int, path underlay.Path) *pmtu.Search {
 	if path.Relay != 0 {
-		return pmtu.New(mtu+noise.Overhead, start, relayedIPv4, relayedIPv6)
+		return pmtu.New(mtu+noise.Overhead, relayedIPv4, relayedIPv6)
 	}
-	return pmtu.New(mtu+noise.Overhead, start)
+	return pmtu.New(mtu + noise.Overhead)
+}
+
+// restartLocked says that what was found of the path in use, or used last, counts no more: it may be another one by now.
+// Answers to probes that are under way count no more either.
+func (o *Overlay) restartLocked(l *link, now moment) {
+	if len(l.sizes.searches) == 0 {
+		return
+	}
+	p := l.sizes.searches[0]
+	p.search.Restart()
+	l.sizes.probes = slices.DeleteFunc(l.sizes.probes, func(probe sizeProbe) bool { return paths.Same(probe.path, p.path) })
+	if s := l.current.Load(); s != nil {
+		tellLimit(s, p.search)
+		o.scheduleLocked(l, now.at)
+	}
+}
+
+// carriedLocked says that a session's handshake went along a path: its datagrams were as good as probes.
+func (o *Overlay) carriedLocked(l *link, s *session, handshake underlay.Path, now moment) {
+	search := o.searchLocked(l, s, now)
+	if paths.Same(handshake, *s.path.Load()) {
+		search.Answered(s.noise.Carried(), s.rtt, now.at)
+		tellLimit(s, search)
+	}
 }
 
 func tellLimit(s *session, search *pmtu.Search) {
@@ -134,10 +155,15 @@ func (o *Overlay) sizesLocked(l *link, now moment) {
 
 // suspectLocked has the limit confirmed early where nothing comes back: it may be swallowed.
 func (o *Overlay) suspectLocked(l *link, search *pmtu.Search, now moment) {
-	if since := time.Duration(l.unanswered.Load()); since != 0 && now.at-since >= suspectAfter {
-		search.Resume(now.at)
+	look := now.at + suspectAfter
+	if since := time.Duration(l.unanswered.Load()); since == 0 {
+		// Silence may begin at any moment from now on.
+	} else if now.at-since >= suspectAfter {
+		search.Suspect(now.at)
+	} else {
+		look = since + suspectAfter
 	}
-	o.scheduleLocked(l, now.at+suspectAfter)
+	o.scheduleLocked(l, look)
 }
 
 // searchingLocked reports whether the link is used enough for its paths to be searched.
@@ -185,10 +211,23 @@ func (o *Overlay) sizeAnsweredLocked(l *link, id uint64, at time.Duration) {
 	}
 }
 
-// narrowLocked reports whether the path in use is known not to carry the largest handshake datagrams.
+// narrow reports whether the path is not known to carry the largest handshake datagrams.
+func (z *sizes) narrow() bool { return z.limit.Load() < noise.MaxDatagram }
+
+// narrowLocked reports whether the path in use, or the one that was used last, is too narrow for the largest handshake datagrams.
 func (l *link) narrowLocked() bool {
-	s := l.current.Load()
-	return s != nil && s.sizes.limit.Load() < noise.MaxDatagram
+	if s := l.current.Load(); s != nil {
+		return s.sizes.narrow()
+	}
+	return l.last.narrow
+}
+
+// aliveLocked says that a ping along the path in use was answered.
+func (o *Overlay) aliveLocked(l *link, now moment) {
+	if list := l.sizes.searches; len(list) > 0 && !list[0].search.Settled() {
+		list[0].search.Alive(now.at)
+		o.scheduleLocked(l, now.at)
+	}
 }
 
 // refuse notes that the host's own interface is too narrow for what was sent. The loops call it.

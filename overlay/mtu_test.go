@@ -7,6 +7,8 @@ import (
 	"encoding/binary"
 	"fmt"
 	"net/netip"
+	"slices"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -52,7 +54,7 @@ func TestNarrowPath(t *testing.T) {
 	for _, tt := range []struct {
 		size, mtu int
 		within    time.Duration // of the first packet
-	}{{1452, 1420, time.Second}, {1420, 1388, time.Second}, {1252, 1280, time.Second}, {1096, 1280, 3 * time.Second}, {850, 1280, 3 * time.Second}} {
+	}{{1452, 1420, time.Second}, {1420, 1388, time.Second}, {1252, 1280, time.Second}, {1096, 1280, 400 * time.Millisecond}, {850, 1280, 400 * time.Millisecond}} {
 		inWorld(t, func(t *testing.T, w *world) {
 			w.carry(tt.size)
 			a, b := w.node(addrA), w.node(addrB)
@@ -116,7 +118,7 @@ func TestPathThatChanges(t *testing.T) {
 		w.carry(1096)
 		lost := use(10 * time.Second)
 		t.Logf("nothing came for %v", lost)
-		if lost > 3*time.Second {
+		if lost > 600*time.Millisecond {
 			t.Errorf("nothing came for %v", lost)
 		}
 		s := a.sessionWith(b)
@@ -151,7 +153,143 @@ func TestIdleSessionIsNotProbed(t *testing.T) {
 	})
 }
 
-// What was found about a path is known again when it is used again.
+// swallowed makes the wire carry what carries says, and counts the records of packets that were longer. Probes are not counted.
+func (w *world) swallowed(carries func(from, to netip.AddrPort) int) *atomic.Int32 {
+	n := new(atomic.Int32)
+	w.setWeather(func(from, to netip.AddrPort, d []byte) []time.Duration {
+		if len(d) <= carries(from, to) {
+			return []time.Duration{latency}
+		}
+		if noise.Kind(d) == noise.KindRecord && noise.Flags(d[1])&noise.FlagControl == 0 {
+			n.Add(1)
+		}
+		return nil
+	})
+	return n
+}
+
+// Whatever a path carries, a new session sends no packet in a datagram that it does not carry, and uses most of what it carries
+// when its first packets have been answered.
+func TestNothingIsSwallowedOnANewPath(t *testing.T) {
+	for _, size := range []int{1472, 1372, 1252, 1096, 1000, 850} {
+		inWorld(t, func(t *testing.T, w *world) {
+			lost := w.swallowed(func(_, _ netip.AddrPort) int { return size })
+			a, b := w.node(addrA), w.node(addrB)
+			trust(a, b)
+			p, back := sized(a.addr, b.addr, 1420), sized(b.addr, a.addr, 1420)
+			a.dev.Inject(p)
+			b.want(time.Second, p)
+			b.dev.Inject(back)
+			a.want(2*latency, back)
+			time.Sleep(2 * latency)
+			for _, s := range []*session{a.sessionWith(b), b.sessionWith(a)} {
+				if limit := int(s.sizes.limit.Load()); limit < min(size, 1452)*3/4 {
+					t.Errorf("size %d: limit %d after two round trips", size, limit)
+				}
+			}
+			for range 300 {
+				a.dev.Inject(sized(a.addr, b.addr, 1280))
+				b.want(2*latency, sized(a.addr, b.addr, 1280))
+			}
+			if n := lost.Load(); n > 0 {
+				t.Errorf("size %d: %d records were swallowed", size, n)
+			}
+		})
+	}
+}
+
+// A peer that moves to where less passes loses nothing for it, in either direction.
+func TestNothingIsSwallowedAfterAMove(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		narrow := netip.MustParseAddrPort(addrB2)
+		lost := w.swallowed(func(from, to netip.AddrPort) int {
+			if from == narrow || to == narrow {
+				return 1096
+			}
+			return 1472
+		})
+		a, b := w.node(addrA), w.node(addrB)
+		trust(a, b)
+		p, back := sized(a.addr, b.addr, 1280), sized(b.addr, a.addr, 1280)
+		exchange := func() {
+			t.Helper()
+			for range 50 {
+				a.dev.Inject(p)
+				b.want(2*latency, p)
+				b.dev.Inject(back)
+				a.want(2*latency, back)
+			}
+		}
+		a.dev.Inject(p)
+		b.want(time.Second, p)
+		exchange()
+		w.move(b.port, addrB2)
+		b.o.Refresh()
+		time.Sleep(3*latency + time.Millisecond) // until a has proved the new path
+		exchange()
+		if n := lost.Load(); n > 0 {
+			t.Errorf("%d records were swallowed", n)
+		}
+		for _, s := range []*session{a.sessionWith(b), b.sessionWith(a)} {
+			if limit := s.sizes.limit.Load(); limit > 1096 || limit <= 1092 {
+				t.Errorf("limit %d", limit)
+			}
+		}
+	})
+}
+
+// Long probes go along the path in use, which is proved: whoever names an address as the peer's has nothing sent there but first
+// messages and short pings.
+func TestLongProbesGoToProvedAddressesOnly(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		victim := netip.MustParseAddrPort("203.0.113.9:53")
+		var long, short atomic.Int32
+		w.setWeather(func(_, to netip.AddrPort, d []byte) []time.Duration {
+			if to == victim && noise.Kind(d) == noise.KindRecord {
+				if len(d) > pongSize+noise.Overhead {
+					long.Add(1)
+				} else {
+					short.Add(1)
+				}
+			}
+			if len(d) > 1096 {
+				return nil
+			}
+			return []time.Duration{latency}
+		})
+		a, b := w.node(addrA), w.node(addrB)
+		trust(a, b)
+		a.state.Peers[0].Candidates = append(a.state.Peers[0].Candidates, victim)
+		a.set()
+		for range 300 {
+			a.dev.Inject(sized(a.addr, b.addr, 1280))
+			time.Sleep(100 * time.Millisecond)
+		}
+		if long.Load() > 0 || short.Load() == 0 {
+			t.Errorf("%d long records and %d short ones", long.Load(), short.Load())
+		}
+	})
+}
+
+// Who was met over a narrow path is called with small datagrams at once.
+func TestNarrowPeerIsCalledAtOnce(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		w.carry(1096)
+		a, b := w.node(addrA), w.node(addrB)
+		trust(a, b)
+		p := sized(a.addr, b.addr, 1280)
+		a.dev.Inject(p)
+		b.want(400*time.Millisecond, p)
+		time.Sleep(noise.ExpireAfter + time.Minute)
+		if a.sessionWith(b) != nil {
+			t.Fatal("the session is still there")
+		}
+		a.dev.Inject(p)
+		b.want(4*latency, p)
+	})
+}
+
+// A path that is used again is searched from the beginning, with what it carried before as one of the first probes.
 func TestLimitsAreRememberedByPath(t *testing.T) {
 	s := newStill(t).connect()
 	s.carries(1252)
@@ -163,14 +301,23 @@ func TestLimitsAreRememberedByPath(t *testing.T) {
 		other := underlay.Path{Remote: netip.AddrPortFrom(netip.MustParseAddr("192.0.2.77"), uint16(i+1))}
 		session.path.Store(&other)
 		s.a.sizesLocked(l, now)
-		if limit := session.sizes.limit.Load(); limit != pmtu.Base || session.sizes.settled.Load() {
+		if limit := session.sizes.limit.Load(); limit != pmtu.Least || session.sizes.settled.Load() {
 			t.Fatalf("path %d: limit %d", i, limit)
 		}
 		if i < maxSearches {
 			session.path.Store(old)
 			s.a.sizesLocked(l, now)
-			if limit := session.sizes.limit.Load(); limit != 1252 {
+			if limit := session.sizes.limit.Load(); limit != pmtu.Least || session.sizes.settled.Load() {
 				t.Fatalf("limit %d after path %d", limit, i)
+			}
+			for _, p := range slices.Clone(l.sizes.probes) {
+				if p.path == *old && p.size == 1252 {
+					s.a.sizeAnsweredLocked(l, p.id, now.at)
+				}
+			}
+			s.a.sizesLocked(l, now)
+			if limit := session.sizes.limit.Load(); limit != 1252 {
+				t.Fatalf("limit %d after path %d was answered", limit, i)
 			}
 		}
 	}
@@ -447,7 +594,7 @@ func TestRelayedPathIsFullAfterOneAnswer(t *testing.T) {
 	for _, d := range s.sa.take() {
 		lengths = append(lengths, len(d))
 	}
-	if fmt.Sprint(lengths) != fmt.Sprint([]int{1452, relayedIPv4, relayedIPv6, pmtu.Base}) {
+	if fmt.Sprint(lengths) != fmt.Sprint([]int{1452, relayedIPv4, relayedIPv6, pmtu.Base, 1000, 800}) {
 		t.Errorf("probes of %v", lengths)
 	}
 	for _, p := range l.sizes.probes {

@@ -291,6 +291,7 @@ func (b *outbound) finish() {
 	}
 	if z := &b.from.sizes; b.burst.Size > pmtu.Least && !z.long.Load() {
 		z.long.Store(true)
+		b.o.wakes.add(b.from.link) // to see to it that something comes back
 	}
 	b.ready[b.count], b.owners[b.count] = b.burst, b.from
 	b.count++

@@ -173,6 +173,7 @@ func (o *Overlay) pongLocked(l *link, m *message, now moment) {
 	if rtt, ok := l.paths.Pong(m.at, id, m.path); ok {
 		if sameWay(m.session.path.Load(), &m.path) && rtt != 0 {
 			l.rtt = rtt
+			o.aliveLocked(l, now)
 		}
 		if len(m.body) >= pongSize && m.path.Relay == 0 {
 			l.observed = addrPortOf(m.body[9:])

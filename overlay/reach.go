@@ -109,7 +109,7 @@ func (o *Overlay) waysLocked(l *link) (ways []underlay.Path) {
 	}
 	if s := l.current.Load(); s != nil {
 		add(*s.path.Load())
-		if l.unanswered.Load() == 0 && l.refresh == 0 && l.attempt.tries < smallAfter {
+		if l.unanswered.Load() == 0 && l.refresh == 0 && l.attempt.tries < renewTries {
 			return ways
 		}
 	} else if last := l.last.path; last.Remote.IsValid() && last.Socket == 0 {

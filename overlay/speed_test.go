@@ -144,7 +144,7 @@ func (s *still) carries(size int) {
 	for _, o := range []*Overlay{s.a, s.b} {
 		for _, r := range o.snap.Load().routes {
 			l := r.link
-			search := pmtu.New(size, pmtu.Base)
+			search := pmtu.New(size)
 			search.Answered(size, time.Millisecond, 0)
 			search.Step(0, false)
 			l.sizes.searches = []pathSearch{{*l.current.Load().path.Load(), search}}

@@ -248,6 +248,7 @@ func (o *Overlay) Refresh() {
 		l := r.link
 		if l.current.Load() != nil {
 			l.paths.Refresh(now.at)
+			o.restartLocked(l, now)
 			o.actLocked(l, now)
 			l.refresh = now.at
 			o.scheduleLocked(l, now.at+refreshPatience)

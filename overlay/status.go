@@ -105,7 +105,7 @@ type PeerStatus struct {
 	Why                  string         // a stable code for why the path in use is not direct; empty if it is, or without a session
 	Observed             netip.AddrPort // the address that the peer sees us at; invalid: not known
 	RTT                  time.Duration  // last measured, 0: never
-	MTU                  int            // length of the longest packet that travels whole on the path in use; 0: no session
+	MTU                  int            // length of the longest packet that travels whole on the path in use; 0: no session, or it is being looked for
 	RxBytes, TxBytes     uint64         // of inner packets
 	RxPackets, TxPackets uint64
 	LastHandshake        time.Time
@@ -162,7 +162,10 @@ func (o *Overlay) peerStatusLocked(r route, now moment) PeerStatus {
 		Refusal: l.refusal.code, RefusalTime: o.wallAt(l.refusal.at), LastReceived: o.wallAt(time.Duration(l.received.Load())),
 	}
 	if s := l.current.Load(); s != nil {
-		p.State, p.Path, p.MTU = StateUp, *s.path.Load(), int(s.sizes.limit.Load())-noise.Overhead
+		p.State, p.Path = StateUp, *s.path.Load()
+		if s.sizes.settled.Load() {
+			p.MTU = int(s.sizes.limit.Load()) - noise.Overhead
+		}
 		p.Why, p.Observed = l.paths.Why(now.at), l.observed
 		for _, w := range l.paths.Status() {
 			p.Paths = append(p.Paths, PathStatus{Path: w.Path, State: w.State.String(), InUse: w.InUse, RTT: w.RTT, Proved: o.wallAt(w.Proof)})

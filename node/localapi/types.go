@@ -276,7 +276,7 @@ type PeerStatus struct {
 	Why           string               `json:"why,omitempty"`   // a stable code for why the path is not direct
 	Paths         []PathStatus         `json:"paths,omitempty"` // all that are known, the one in use first
 	RTT           float64              `json:"rtt_ms,omitempty"`
-	MTU           int                  `json:"mtu,omitempty"` // bytes of the longest packet that travels whole on the path in use
+	MTU           int                  `json:"mtu,omitempty"` // bytes of the longest packet that travels whole on the path in use; left out while that is looked for
 	RxBytes       uint64               `json:"rx_bytes"`
 	TxBytes       uint64               `json:"tx_bytes"`
 	LastHandshake time.Time            `json:"last_handshake,omitzero"`

@@ -84,53 +84,102 @@ func exact(limit, size int) bool {
 	return limit == min(size, full) || limit < size && size-limit < grain
 }
 
+// usable is what a search should reach one round trip after it began.
+func usable(size int) int { return min(size, full) * 3 / 4 }
+
+// On the usual path the first answer is the last. What a handshake proved need not be probed.
 func TestUsualPathTakesOneRoundTrip(t *testing.T) {
-	w := &way{size: 1472, rtt: 30 * time.Millisecond}
-	s := New(full, Base)
-	if s.Limit() != Base || s.Settled() {
-		t.Fatalf("begins with %d", s.Limit())
-	}
-	if took := w.until(t, s); took > 35*time.Millisecond || s.Limit() != full {
-		t.Errorf("limit %d after %v", s.Limit(), took)
-	}
-	if w.probes != 2 {
-		t.Errorf("%d probes", w.probes)
+	for _, tt := range []struct{ carried, probes, bytes int }{
+		{0, 4, full + 1200 + 1000 + 800}, {800, 4, full + 1200 + 1000 + 800}, {1200, 2, full + 1200},
+	} {
+		w := &way{size: 1472, rtt: 30 * time.Millisecond}
+		s := New(full)
+		if s.Limit() != Least || s.Settled() {
+			t.Fatalf("begins with %d", s.Limit())
+		}
+		if tt.carried > 0 {
+			s.Answered(tt.carried, 0, 0)
+		}
+		if s.Limit() != max(Least, tt.carried) || s.Settled() {
+			t.Fatalf("begins with %d", s.Limit())
+		}
+		if took := w.until(t, s); took > 35*time.Millisecond || s.Limit() != full {
+			t.Errorf("limit %d after %v", s.Limit(), took)
+		}
+		if w.probes != tt.probes || w.sent != tt.bytes {
+			t.Errorf("%d probes, %d bytes", w.probes, w.sent)
+		}
 	}
 }
 
-// All that may lie between two hosts, with nothing that says how narrow it is.
+// All that may lie between two hosts, with nothing that says how narrow it is: what is sent always passes, most of what the path
+// carries is used after one round trip, and all of it some round trips later.
 func TestAnyPath(t *testing.T) {
-	for size := Least; size <= 1500; size++ {
-		for _, start := range []int{Base, Cautious} {
-			w := &way{size: size, rtt: 20 * time.Millisecond}
-			s := New(full, start)
-			took := w.until(t, s)
-			if !exact(s.Limit(), size) {
-				t.Errorf("size %d from %d: limit %d", size, start, s.Limit())
+	for _, rtt := range []time.Duration{time.Millisecond, 20 * time.Millisecond, 300 * time.Millisecond} {
+		slowest, longest, most := 0, time.Duration(0), 0
+		for size := Least; size <= 1500; size++ {
+			for _, carried := range []int{0, 790, 832, 1200} {
+				if carried > size {
+					continue
+				}
+				w := &way{size: size, rtt: rtt}
+				s := New(full)
+				if carried > 0 {
+					s.Answered(carried, rtt, 0)
+				}
+				for !s.Settled() {
+					if s.Limit() > size {
+						t.Fatalf("size %d, %d carried: limit %d after %v", size, carried, s.Limit(), w.now)
+					}
+					if size >= 800 && w.now > rtt+time.Millisecond && s.Limit() < usable(size) {
+						t.Fatalf("size %d, %d carried: limit %d after %v", size, carried, s.Limit(), w.now)
+					}
+					if w.run(s, time.Millisecond, true); w.now > 10*time.Second {
+						t.Fatalf("size %d, %d carried: still searching, limit %d", size, carried, s.Limit())
+					}
+				}
+				if !exact(s.Limit(), size) {
+					t.Errorf("size %d, %d carried: limit %d", size, carried, s.Limit())
+				}
+				if w.now > longest {
+					slowest, longest = size, w.now
+				}
+				most = max(most, w.sent)
+				if size == 1096 || size == 1252 {
+					t.Logf("size %d, %d carried, round trips of %v: settled after %v, %d probes of %d bytes", size, carried, rtt, w.now, w.probes, w.sent)
+				}
 			}
-			if took > 5*time.Second || w.sent > 100_000 {
-				t.Errorf("size %d from %d: took %v and %d bytes", size, start, took, w.sent)
-			}
+		}
+		t.Logf("round trips of %v: settled within %v (size %d), after %d bytes at most", rtt, longest, slowest, most)
+		if bound := unknownWait + 12*(rtt*3/2+reorderWait) + 3*(2*rtt+spareWait); longest > bound || most > 64<<10 {
+			t.Errorf("round trips of %v: took %v (size %d), and up to %d bytes", rtt, longest, slowest, most)
 		}
 	}
 }
 
-// A narrow path carries traffic after a moment, whatever is still being searched.
-func TestNarrowPathsAreUsableSoon(t *testing.T) {
-	for _, tt := range []struct {
-		size, start int
-		within      time.Duration
-	}{{1252, Base, 0}, {1232, Base, 0}, {1096, Cautious, 0}, {1096, Base, 1100 * time.Millisecond}, {Least, Base, 1100 * time.Millisecond}} {
-		w := &way{size: tt.size, rtt: 20 * time.Millisecond}
-		s := New(full, tt.start)
-		for w.now <= tt.within {
-			w.run(s, time.Millisecond, true)
+// A fifth of the probes gets lost: what is sent passes nevertheless, and the limit is near what the path carries soon.
+func TestLostProbes(t *testing.T) {
+	const rtt = 20 * time.Millisecond
+	for _, size := range []int{1472, 1252, 1096} {
+		late := 0
+		for seed := range uint64(500) {
+			w := &way{size: size, rtt: rtt, loss: 0.2, rand: rand.New(rand.NewPCG(seed, 1))}
+			s := New(full)
+			for s.Limit() < usable(size) {
+				if w.run(s, time.Millisecond, true); w.now > 30*time.Second {
+					t.Fatalf("size %d, seed %d: limit %d", size, seed, s.Limit())
+				}
+			}
+			if s.Limit() > size {
+				t.Fatalf("size %d, seed %d: limit %d", size, seed, s.Limit())
+			}
+			if w.now > 5*rtt {
+				late++
+			}
 		}
-		for s.Limit() <= tt.size && !s.Settled() {
-			w.run(s, time.Millisecond, true)
-		}
-		if s.Limit() > tt.size {
-			t.Errorf("size %d from %d: limit %d after %v", tt.size, tt.start, s.Limit(), w.now)
+		t.Logf("size %d: %d of 500 took longer than five round trips", size, late)
+		if late > 50 {
+			t.Errorf("size %d: %d of 500 took longer than five round trips", size, late)
 		}
 	}
 }
@@ -140,7 +189,7 @@ func TestLossyPaths(t *testing.T) {
 	for seed := range uint64(200) {
 		for _, size := range []int{1472, 1252, 1096} {
 			w := &way{size: size, rtt: 50 * time.Millisecond, loss: 0.05, rand: rand.New(rand.NewPCG(seed, 1))}
-			s := New(full, Base)
+			s := New(full)
 			w.until(t, s)
 			if s.Limit() > size {
 				t.Fatalf("seed %d, size %d: limit %d", seed, size, s.Limit())
@@ -162,41 +211,124 @@ func TestLossyPaths(t *testing.T) {
 	}
 }
 
-// A path that becomes narrow in the middle swallows what is longer: a black hole.
+// A path that becomes narrow in the middle swallows what is longer: a black hole. It ends with one confirmation that is not
+// answered.
 func TestPathShrinks(t *testing.T) {
-	for _, size := range []int{1372, 1252, 1232, 1096, 700, Least} {
-		w := &way{size: 1472, rtt: 20 * time.Millisecond}
-		s := New(full, Base)
-		w.until(t, s)
-		w.run(s, 1234*time.Millisecond, true)
-		w.size = size
-		from := w.now
-		for s.Limit() > size {
-			if w.run(s, time.Millisecond, true); w.now-from > 5*time.Second {
-				t.Fatalf("size %d: limit still %d", size, s.Limit())
+	const rtt = 20 * time.Millisecond
+	for _, tt := range []struct {
+		suspect bool
+		within  time.Duration
+	}{{false, confirmEvery + 2*rtt + spareWait + 2*time.Millisecond}, {true, 2*rtt + spareWait + 2*time.Millisecond}} {
+		for _, size := range []int{1372, 1252, 1232, 1096, 700, Least} {
+			w := &way{size: 1472, rtt: rtt}
+			s := New(full)
+			w.until(t, s)
+			w.run(s, 1234*time.Millisecond, true)
+			w.size = size
+			if tt.suspect {
+				s.Suspect(w.now)
+			}
+			from := w.now
+			for s.Limit() > size {
+				if w.run(s, time.Millisecond, true); w.now-from > 5*time.Second {
+					t.Fatalf("size %d: limit still %d", size, s.Limit())
+				}
+			}
+			if took := w.now - from; took > tt.within {
+				t.Errorf("to %d: usable after %v", size, took)
+			}
+			w.run(s, rtt+2*time.Millisecond, true)
+			if size >= 800 && s.Limit() < usable(size) {
+				t.Errorf("to %d: limit %d after a round trip more", size, s.Limit())
+			}
+			w.until(t, s)
+			if !exact(s.Limit(), size) {
+				t.Errorf("to %d: limit %d", size, s.Limit())
+			}
+			// And back, when it is looked at again: not before, for it costs probes.
+			w.size = 1472
+			w.run(s, raiseAfter-time.Minute, true)
+			if s.Limit() > size {
+				t.Errorf("to %d: raised early, to %d", size, s.Limit())
+			}
+			w.run(s, 2*time.Minute, true)
+			if s.Limit() != full {
+				t.Errorf("from %d: limit %d at last", size, s.Limit())
 			}
 		}
-		t.Logf("to %d: usable after %v", size, w.now-from)
+	}
+}
+
+// A path becomes narrow while it is searched still.
+func TestPathShrinksWhileSearched(t *testing.T) {
+	const rtt = 20 * time.Millisecond
+	for after := rtt; after < 15*rtt; after += 5 * time.Millisecond {
+		w := &way{size: 1252, rtt: rtt}
+		s := New(full)
+		w.run(s, after, true)
+		w.size = 900
+		from := w.now
+		for s.Limit() > w.size {
+			if w.run(s, time.Millisecond, true); w.now-from > confirmEvery+5*rtt+spareWait {
+				t.Fatalf("after %v: limit still %d", after, s.Limit())
+			}
+		}
+		if w.until(t, s); !exact(s.Limit(), w.size) {
+			t.Errorf("after %v: limit %d", after, s.Limit())
+		}
+	}
+}
+
+// One confirmation that is lost, or its answer, costs a round trip with small datagrams, and no new search.
+func TestLostConfirmation(t *testing.T) {
+	const rtt = 20 * time.Millisecond
+	for _, size := range []int{1472, 1096} {
+		w := &way{size: size, rtt: rtt}
+		s := New(full)
 		w.until(t, s)
-		if !exact(s.Limit(), size) {
-			t.Errorf("to %d: limit %d", size, s.Limit())
+		limit := s.Limit()
+		w.size = 0
+		w.run(s, confirmEvery+rtt, true)
+		w.size = size
+		before := w.probes
+		for s.Limit() == limit {
+			w.run(s, time.Millisecond, true)
 		}
-		// And back, when it is looked at again: not before, for it costs probes.
-		w.size = 1472
-		w.run(s, raiseAfter-time.Minute, true)
-		if s.Limit() > size {
-			t.Errorf("to %d: raised early, to %d", size, s.Limit())
+		w.run(s, rtt+2*time.Millisecond, true)
+		if s.Limit() != limit || !s.Settled() || w.probes-before > 6 {
+			t.Errorf("size %d: limit %d, settled %v after %d probes", size, s.Limit(), s.Settled(), w.probes-before)
 		}
-		w.run(s, 2*time.Minute, true)
-		if s.Limit() != full {
-			t.Errorf("from %d: limit %d at last", size, s.Limit())
+	}
+}
+
+// A path that may be another begins with what passes everywhere, and is where it was after a round trip if it is the same.
+func TestRestart(t *testing.T) {
+	const rtt = 20 * time.Millisecond
+	for _, size := range []int{1472, 1096} {
+		w := &way{size: size, rtt: rtt}
+		s := New(full)
+		w.until(t, s)
+		limit := s.Limit()
+		s.Restart()
+		if s.Limit() != Least || s.Settled() {
+			t.Errorf("limit %d, settled %v", s.Limit(), s.Settled())
+		}
+		if w.run(s, rtt+2*time.Millisecond, true); s.Limit() != limit {
+			t.Errorf("limit %d after a round trip, not %d", s.Limit(), limit)
+		}
+		w.size = 850
+		s.Restart()
+		for !s.Settled() {
+			if w.run(s, time.Millisecond, true); s.Limit() > w.size {
+				t.Fatalf("limit %d", s.Limit())
+			}
 		}
 	}
 }
 
 func TestRaisingAPathThatStaysNarrow(t *testing.T) {
 	w := &way{size: 1252, rtt: 20 * time.Millisecond}
-	s := New(full, Base)
+	s := New(full)
 	w.until(t, s)
 	for range 3 {
 		w.run(s, raiseAfter+10*time.Second, true)
@@ -209,24 +341,31 @@ func TestRaisingAPathThatStaysNarrow(t *testing.T) {
 // A dead path teaches nothing about its size, and is not flooded.
 func TestDeadPath(t *testing.T) {
 	w := &way{size: 1472, rtt: 20 * time.Millisecond}
-	s := New(full, Base)
+	s := New(full)
 	w.until(t, s)
 	w.size = 0
 	w.run(s, time.Minute, true)
-	if s.Limit() != Base || s.Settled() {
+	if s.Limit() != Least || s.Settled() {
 		t.Errorf("limit %d, settled %v", s.Limit(), s.Settled())
 	}
 	if w.probes > 120 {
 		t.Errorf("%d probes", w.probes)
 	}
+	// When something else is heard from there it is asked at once.
 	w.size = 1472
-	w.run(s, 2*maxWait, true)
-	if s.Limit() != full {
+	s.Alive(w.now)
+	if took := w.until(t, s); took > 22*time.Millisecond || s.Limit() != full {
+		t.Errorf("limit %d, %v after it is back", s.Limit(), took)
+	}
+	w.size = 0
+	w.run(s, time.Minute, true)
+	w.size = 1472
+	if w.run(s, 2*maxWait, true); s.Limit() != full {
 		t.Errorf("limit %d when it is back", s.Limit())
 	}
 	// It dies in the middle of a search.
 	w = &way{size: 1252, rtt: 20 * time.Millisecond}
-	s = New(full, Base)
+	s = New(full)
 	w.run(s, 300*time.Millisecond, true)
 	w.size = 0
 	w.run(s, time.Minute, true)
@@ -239,7 +378,7 @@ func TestDeadPath(t *testing.T) {
 // Nothing is sent over a path that nobody uses.
 func TestIdle(t *testing.T) {
 	w := &way{size: 1472, rtt: 20 * time.Millisecond}
-	s := New(full, Base)
+	s := New(full)
 	w.until(t, s)
 	before := w.probes
 	w.run(s, time.Hour, false)
@@ -256,14 +395,14 @@ func TestIdle(t *testing.T) {
 func TestRefused(t *testing.T) {
 	for _, own := range []int{1440, 1420, 1252, 1096} {
 		w := &way{size: 1472, own: own, rtt: 20 * time.Millisecond}
-		s := New(full, Base, 1440, 1420)
+		s := New(full, 1440, 1420)
 		if took := w.until(t, s); !exact(s.Limit(), own) || took > 500*time.Millisecond {
 			t.Errorf("own %d: limit %d after %v", own, s.Limit(), took)
 		}
 	}
 	// The interface becomes narrower later: what is sent is refused.
 	w := &way{size: 1472, rtt: 20 * time.Millisecond}
-	s := New(full, Base)
+	s := New(full)
 	w.until(t, s)
 	w.own = 1000
 	s.Refused(full)
@@ -279,7 +418,7 @@ func TestRefused(t *testing.T) {
 // A relay's header makes the usual path too narrow by a known number of bytes.
 func TestGuesses(t *testing.T) {
 	w := &way{size: 1440, rtt: 20 * time.Millisecond}
-	s := New(full, Base, 1440, 1420)
+	s := New(full, 1440, 1420)
 	w.run(s, 25*time.Millisecond, true)
 	if s.Limit() != 1440 {
 		t.Errorf("limit %d after a round trip", s.Limit())
@@ -293,7 +432,7 @@ func TestGuesses(t *testing.T) {
 // Answers that come after their time still count.
 func TestSlowPath(t *testing.T) {
 	w := &way{size: 1472, rtt: 1900 * time.Millisecond}
-	s := New(full, Base)
+	s := New(full)
 	w.until(t, s)
 	w.run(s, 10*time.Second, true)
 	if s.Limit() != full || !s.Settled() {
@@ -301,12 +440,12 @@ func TestSlowPath(t *testing.T) {
 	}
 }
 
-func TestResume(t *testing.T) {
+func TestSuspect(t *testing.T) {
 	w := &way{size: 1472, rtt: 20 * time.Millisecond}
-	s := New(full, Base)
+	s := New(full)
 	w.until(t, s)
 	w.now += time.Hour
-	s.Resume(w.now)
+	s.Suspect(w.now)
 	before := w.probes
 	if w.run(s, 50*time.Millisecond, true); w.probes != before+1 {
 		t.Errorf("%d probes", w.probes-before)
@@ -318,24 +457,29 @@ func TestResume(t *testing.T) {
 func FuzzSearch(f *testing.F) {
 	f.Add([]byte{0, 1, 2, 3, 4, 250, 17}, uint16(1252))
 	f.Add([]byte{9, 9, 9, 100, 100}, uint16(1472))
+	f.Add([]byte{50}, uint16(47))
 	f.Fuzz(func(t *testing.T, script []byte, size uint16) {
 		w := &way{size: max(Least, int(size)%1600), rtt: 10 * time.Millisecond}
-		s := New(full, Base)
+		s := New(full)
 		for _, b := range script[:min(len(script), 64)] {
 			asked := Least + int(b)*4
-			switch b % 4 {
+			switch b % 6 {
 			case 0:
 				s.Answered(min(asked, w.size), time.Duration(b)*time.Millisecond, w.now)
 			case 1:
-				s.Resume(w.now)
+				s.Suspect(w.now)
 			case 2:
 				if asked > w.size {
 					s.Refused(asked)
 				}
+			case 3:
+				s.Restart()
+			case 4:
+				s.Alive(w.now)
 			}
 			before := w.probes
 			w.run(s, time.Duration(b)*10*time.Millisecond, b%2 == 0)
-			if limit := s.Limit(); limit < Least || limit > full {
+			if limit := s.Limit(); limit < Least || limit > min(w.size, full) {
 				t.Fatalf("limit %d", limit)
 			}
 			if w.probes-before > 200 {
