@@ -272,6 +272,7 @@ func (o *Overlay) retryNow(id uint32, now moment) {
 	o.mu.Lock()
 	defer o.unlock()
 	if l := o.attemptLocked(id); l != nil {
+		l.attempt.tries-- // the peer had it: it was not too long, and went the right way
 		o.tryLocked(l, now)
 	}
 }

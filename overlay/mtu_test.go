@@ -582,6 +582,18 @@ func TestHandshakeOverANarrowInterface(t *testing.T) {
 	}
 }
 
+// A cookie shows that the first message was not too long: it is sent again as it was.
+func TestCookieIsNoReasonToSendSmall(t *testing.T) {
+	s := newStill(t)
+	sendAll(newOutbound(s.a, s.a.device), [][]byte{udpPacket(s.pa.addr, s.pb.addr, 1, 2, "first")})
+	s.a.runTimers(s.a.now())
+	first := s.sa.take()
+	s.a.retryNow(s.a.snap.Load().routes[addresses(s.pa.addr, s.pb.addr)].link.attempt.id, s.a.now())
+	if again := s.sa.take(); len(again) != len(first) || len(again[0]) != len(first[0]) {
+		t.Errorf("%d datagrams of %d bytes, then %d of %d", len(first), len(first[0]), len(again), len(again[0]))
+	}
+}
+
 // Over a relay the usual path carries less by the relay's header: that is guessed at once.
 func TestRelayedPathIsFullAfterOneAnswer(t *testing.T) {
 	s := newStill(t).connect()

@@ -185,10 +185,57 @@ func (n *narrow) echoes(t *testing.T, to netip.AddrPort, payload int) int {
 	return 0
 }
 
+// moved is how much the tests below move at a time, in bytes.
+const moved = 10 << 20
+
+// rate is the speed of a transfer, in Mbit/s.
+func rate(took time.Duration) float64 { return float64(moved) * 8 / took.Seconds() / 1e6 }
+
+// TestNarrowPathsFromTheStart has a new session move its first 10 MB, over the same link with several MTUs in turn. The narrow
+// ones must reach more than half of the speed of the usual one, in the median of five rounds at least; on a machine that has
+// other things to do it takes more rounds until the medians say so.
+func TestNarrowPathsFromTheStart(t *testing.T) {
+	const fewest, most = 5, 15
+	type link struct {
+		v6  bool
+		mtu int
+	}
+	links := []link{{false, 1500}, {false, 1280}, {false, 1124}, {true, 1500}, {true, 1280}} // no link of IPv6 has less
+	rates := map[link][]float64{}
+	half := func() (all bool) {
+		all = true
+		for _, l := range links {
+			r := median(rates[l]) / median(rates[link{l.v6, 1500}])
+			t.Logf("IPv6 %v, MTU %d: first 10 MB at %.0f Mbit/s, %.0f %% of those at 1500 (%.0f)", l.v6, l.mtu, median(rates[l]), 100*r, rates[l])
+			all = all && r > 0.5
+		}
+		return all
+	}
+	for round := 1; ; round++ {
+		for _, l := range links {
+			t.Run(fmt.Sprintf("round %d, IPv6 %v, MTU %d", round, l.v6, l.mtu), func(t *testing.T) {
+				n := newNarrow(t, l.v6, l.mtu)
+				planner := found(t, n.left, "planner")
+				to := netip.AddrPortFrom(joinBy(t, n.right, "warehouse", planner.Invite).Address, 7001)
+				_, took := n.send(t, to, moved, nil)
+				rates[l] = append(rates[l], rate(took))
+			})
+			if t.Failed() {
+				return
+			}
+		}
+		if round >= fewest && half() {
+			return
+		} else if round == most {
+			t.Fatal("a narrow path moves its first 10 MB at less than half of the speed of a usual one")
+		}
+	}
+}
+
 // TestNarrowPaths makes sessions and moves 10 MB over paths that carry less than 1500 bytes and say nothing about it. It prints
-// the speeds of the first connection, while the path is still searched, and of the best of the next five.
+// the speeds of the first connection, while the path is still searched, and of the best of the next five; finds the size that
+// fits; and sees how datagrams of other sizes fare.
 func TestNarrowPaths(t *testing.T) {
-	const size = 10 << 20
 	var whole [2]float64
 	for _, tt := range []struct {
 		name string
@@ -199,18 +246,18 @@ func TestNarrowPaths(t *testing.T) {
 			n := newNarrow(t, tt.v6, tt.mtu)
 			planner := found(t, n.left, "planner")
 			to := netip.AddrPortFrom(joinBy(t, n.right, "warehouse", planner.Invite).Address, 7001)
-			connected, took := n.send(t, to, size, nil)
-			rates := [2]float64{float64(size) * 8 / took.Seconds() / 1e6}
+			connected, took := n.send(t, to, moved, nil)
+			rates := [2]float64{rate(took)}
 			for range 5 {
-				_, took := n.send(t, to, size, nil)
-				rates[1] = max(rates[1], float64(size)*8/took.Seconds()/1e6)
+				_, took := n.send(t, to, moved, nil)
+				rates[1] = max(rates[1], rate(took))
 			}
 			if tt.mtu == 1500 {
 				whole = rates
 			}
 			t.Logf("connected after %v; first 10 MB %.0f Mbit/s, %.0f %% of those at 1500; later ones %.0f Mbit/s, %.0f %%",
 				connected.Round(time.Millisecond), rates[0], 100*rates[0]/whole[0], rates[1], 100*rates[1]/whole[1])
-			if rates[1] < whole[1]/5 {
+			if rates[1] < whole[1]/4 { // TestNarrowPathsFromTheStart measures better
 				t.Errorf("%.0f Mbit/s, and %.0f at 1500", rates[1], whole[1])
 			}
 			headers := 20 + 8
@@ -269,7 +316,7 @@ func TestPathShrinks(t *testing.T) {
 			}
 		})
 		t.Logf("to %d: 32 MB took %v, the longest silence %v", mtu, took.Round(time.Millisecond), stalled.Round(time.Millisecond))
-		if stalled > 15*time.Second {
+		if stalled > 5*time.Second { // 0.7 s where there is nothing else to do
 			t.Errorf("to %d: nothing came for %v", mtu, stalled)
 		}
 	}

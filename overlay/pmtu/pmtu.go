@@ -39,7 +39,7 @@ const (
 	maxWait     = 5 * time.Second
 	// Probes that left together come back together: after the first answer the others are waited for half a round trip and
 	// reorderWait more before sizes between the two are probed.
-	reorderWait = 10 * time.Millisecond
+	reorderWait = 3 * time.Millisecond
 )
 
 // ladder are sizes that are tried at once, next to the longest, where little is known. From one to the next it is a quarter at

@@ -269,7 +269,7 @@ func TestPathShrinksWhileSearched(t *testing.T) {
 		w.size = 900
 		from := w.now
 		for s.Limit() > w.size {
-			if w.run(s, time.Millisecond, true); w.now-from > confirmEvery+5*rtt+spareWait {
+			if w.run(s, time.Millisecond, true); w.now-from > confirmEvery+2*(2*rtt+spareWait)+2*rtt {
 				t.Fatalf("after %v: limit still %d", after, s.Limit())
 			}
 		}
