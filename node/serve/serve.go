@@ -159,19 +159,21 @@ func (s *Server) Failing(p Port) error {
 // Run serves what is set until ctx ends, and returns when all connections have.
 func (s *Server) Run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
-	retry := time.NewTicker(retryTime)
-	defer retry.Stop()
 	for {
+		var retry <-chan time.Time // nil where every port is listened on: a daemon has a server for each of many agents
 		s.mu.Lock()
 		for _, p := range s.ports {
 			if p.start(ctx) {
 				group.Go(func() error { p.run(ctx); return nil })
 			}
+			if !p.begun {
+				retry = time.After(retryTime)
+			}
 		}
 		s.mu.Unlock()
 		select {
 		case <-s.changed:
-		case <-retry.C:
+		case <-retry:
 		case <-ctx.Done():
 			s.mu.Lock()
 			s.ended = true
