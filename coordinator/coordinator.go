@@ -237,7 +237,7 @@ func (c *Coordinator) Run(ctx context.Context) error {
 	}
 	r := &registry{
 		store: s, ca: c.ca, network: network, advertise: o.Advertise, now: o.Now, log: o.Log, updater: newUpdater(),
-		refusals: newRefusals(),
+		refusals: newRefusals(), pulse: newPulse(),
 	}
 	err = c.serve(ctx, r)
 	if ctx.Err() != nil && errors.Is(err, context.Canceled) {

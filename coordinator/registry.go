@@ -28,6 +28,7 @@ type registry struct {
 	log       *slog.Logger
 	updater   *updater
 	refusals  *refusals
+	pulse     *pulse
 }
 
 // caller is who makes a request.

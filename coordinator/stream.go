@@ -59,7 +59,7 @@ func (r *registry) stream(ctx context.Context, h *hub, c caller, bare bool, send
 	if err := s.snapshot(ctx); err != nil {
 		return err
 	}
-	ping := time.NewTicker(api.PingInterval)
+	ping := time.NewTimer(s.pulse.next(s.addr))
 	defer ping.Stop()
 	for {
 		select {
@@ -73,6 +73,7 @@ func (r *registry) stream(ctx context.Context, h *hub, c caller, bare bool, send
 			if err := s.ping(ctx); err != nil {
 				return err
 			}
+			ping.Reset(s.pulse.next(s.addr))
 		}
 	}
 }
