@@ -7,7 +7,6 @@ package aesgcm
 import (
 	"bytes"
 	"crypto/cipher"
-	"crypto/subtle"
 	"encoding/binary"
 	"errors"
 	"slices"
@@ -103,13 +102,24 @@ func fits(n int, associated []byte) bool {
 	return n <= maxWide && len(associated) > 0 && len(associated) <= blockSize
 }
 
-func newMessage(nonce, associated []byte, n int) (m message) {
-	copy(m.counter[:], nonce)
-	m.counter[NonceSize] = 1
-	copy(m.associated[:], associated)
+// set fills in everything but the tag. Copies of known lengths are single instructions, and this is done for each record.
+func (m *message) set(nonce, associated []byte, n int) {
+	*(*[NonceSize]byte)(m.counter[:]) = [NonceSize]byte(nonce)
+	binary.LittleEndian.PutUint32(m.counter[NonceSize:], 1)
+	if len(associated) == blockSize {
+		m.associated = [blockSize]byte(associated)
+	} else {
+		copy(m.associated[:], associated)
+	}
 	binary.BigEndian.PutUint64(m.lengths[:], uint64(len(associated))*8)
 	binary.BigEndian.PutUint64(m.lengths[8:], uint64(n)*8)
-	return m
+}
+
+// same compares tags in constant time.
+func same(a, b [TagSize]byte) bool {
+	x := binary.NativeEndian.Uint64(a[:8]) ^ binary.NativeEndian.Uint64(b[:8])
+	y := binary.NativeEndian.Uint64(a[8:]) ^ binary.NativeEndian.Uint64(b[8:])
+	return x|y == 0
 }
 
 func (w *wide) Seal(dst, nonce, plaintext, associated []byte) []byte {
@@ -120,9 +130,10 @@ func (w *wide) Seal(dst, nonce, plaintext, associated []byte) []byte {
 	if inexact(out, plaintext) || overlap(out, associated) {
 		panic("aesgcm: buffers overlap")
 	}
-	m := newMessage(nonce, associated, len(plaintext))
+	var m message
+	m.set(nonce, associated, len(plaintext))
 	sealWide(&w.key, &m, unsafe.SliceData(out), unsafe.SliceData(plaintext), len(plaintext))
-	copy(out[len(plaintext):], m.tag[:])
+	*(*[TagSize]byte)(out[len(plaintext):]) = m.tag
 	return head
 }
 
@@ -137,9 +148,10 @@ func (w *wide) Open(dst, nonce, ciphertext, associated []byte) ([]byte, error) {
 	if inexact(out, ciphertext) || overlap(out, associated) {
 		panic("aesgcm: buffers overlap")
 	}
-	m := newMessage(nonce, associated, n)
+	var m message
+	m.set(nonce, associated, n)
 	openWide(&w.key, &m, unsafe.SliceData(out), unsafe.SliceData(ciphertext), n)
-	if subtle.ConstantTimeCompare(m.tag[:], ciphertext[n:]) != 1 {
+	if !same(m.tag, [TagSize]byte(ciphertext[n:])) {
 		clear(out)
 		return nil, errOpen
 	}
