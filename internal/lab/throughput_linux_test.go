@@ -198,6 +198,8 @@ type report struct {
 		SumSent     sum `json:"sum_sent"`
 	} `json:"end"`
 	Error string `json:"error"`
+
+	raw string // all of it
 }
 
 type sum struct {
@@ -216,6 +218,7 @@ func (r *race) iperf(c *carrier, args ...string) report {
 		rep = report{}
 		out := r.left.Run(ctx, append([]string{"iperf3", "-J", "--connect-timeout", "3000", "-c", c.address}, args...)...)
 		err := json.Unmarshal([]byte(out.Stdout), &rep)
+		rep.raw = out.Stdout
 		if err != nil || rep.Error != "" {
 			return fmt.Errorf("iperf3 %v through %s: %w %s", args, c.name, err, rep.Error)
 		}
@@ -241,6 +244,9 @@ func (r *race) note(row string, c *carrier, v float64) {
 func (r *race) tcp(c *carrier, row string, streams int) {
 	before := r.cpu(c)
 	rep := r.iperf(c, "-t", strconv.Itoa(tcpSeconds), "-P", strconv.Itoa(streams))
+	if rep.End.SumReceived.Bytes == 0 {
+		r.tb.Logf("%s through %s: nothing arrived; iperf3 says: %s", row, c.name, rep.raw)
+	}
 	r.note(row+", Gb/s", c, rep.End.SumReceived.Rate/1e9)
 	if len(c.pids) > 0 {
 		r.note(row+", daemons' CPU s per GB", c, (r.cpu(c)-before)/(rep.End.SumReceived.Bytes/1e9))
