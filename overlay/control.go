@@ -423,7 +423,7 @@ func (o *Overlay) discard(s *session) {
 func (o *Overlay) downLocked(l *link, reason Reason) {
 	was := l.current.Swap(nil)
 	if was != nil {
-		l.last.path, l.last.narrow = *was.path.Load(), was.sizes.settled.Load() && was.sizes.narrow()
+		l.last.path, l.last.narrow = *was.path.Load(), was.sizes.found.Load().settled && was.sizes.narrow()
 	}
 	o.restartLocked(l, o.now())
 	for _, s := range []*session{was, l.pending, l.previous} {

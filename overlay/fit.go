@@ -22,21 +22,21 @@ const minMTU = 1280
 // urgent is the TCP flag of a segment that has an urgent pointer (RFC 9293), which counts from where the segment begins.
 const urgent = 1 << 5
 
-// fit sends a packet or a burst whose longest packet is longer than room.
-func (b *outbound) fit(s *session, p []byte, h *tun.Header, info *packet.Info, room int) {
+// fit sends a packet or a burst whose longest packet is too long for the session's path, of which f was found.
+func (b *outbound) fit(s *session, p []byte, h *tun.Header, info *packet.Info, f found) {
 	if h.Kind == tun.KindPacket {
 		flags := b.flags(p, h, info)
 		// While its checksum is still to be computed it may be cut like a burst.
 		as := tun.Header{Kind: tun.KindTCP, Segment: uint16(len(p)), Partial: true, Start: h.Start, Offset: h.Offset}
 		if flags&noise.FlagPartial == 0 || info.TCPFlags&urgent != 0 || b.cutter.Reset(p, &as, info) != nil {
-			b.sealPacket(s, p, flags, info, room)
+			b.sealPacket(s, p, flags, info, f)
 			b.flush()
 			return
 		}
 	}
-	b.cutter.Shorten(room)
+	b.cutter.Shorten(f.limit - noise.Overhead)
 	for segment := b.cutter.Next(); segment != nil; segment = b.cutter.Next() {
-		if !b.sealPacket(s, segment, noise.FlagPartial, info, room) {
+		if !b.sealPacket(s, segment, noise.FlagPartial, info, f) {
 			break // its program was told, about all of them
 		}
 	}
@@ -44,13 +44,14 @@ func (b *outbound) fit(s *session, p []byte, h *tun.Header, info *packet.Info, r
 }
 
 // sealPacket seals a packet in one record or in parts. It reports false if it told the sender that the packet is too long.
-func (b *outbound) sealPacket(s *session, p []byte, flags noise.Flags, info *packet.Info, room int) bool {
+func (b *outbound) sealPacket(s *session, p []byte, flags noise.Flags, info *packet.Info, f found) bool {
+	room := f.limit - noise.Overhead
 	if len(p) <= room {
 		b.seal(s, p, flags)
 		return true
 	}
 	count := parts.Count(len(p), room)
-	if tell := len(p) > minMTU && s.sizes.settled.Load() && packet.MayAnswer(p, info); tell || count == 0 {
+	if tell := len(p) > minMTU && f.settled && packet.MayAnswer(p, info); tell || count == 0 {
 		b.o.counters.drop(DropTooBig)
 		b.answers.tooBig(p, info, max(room, minMTU), b.snap, b.now)
 		return false

@@ -36,12 +36,18 @@ const (
 
 // sizes is a session's part for the loops.
 type sizes struct {
-	limit   atomic.Int32                    // length of the longest datagram that its path carries; only control stores
-	settled atomic.Bool                     // nothing longer will pass: programs may be told; only control stores
+	found   atomic.Pointer[found]           // what its path carries; only control stores
 	long    atomic.Bool                     // datagrams of more than pmtu.Least were sent since control looked
 	refused atomic.Int32                    // the shortest datagram that the host refused to send since control looked; 0: none
 	packet  atomic.Uint32                   // of the last packet that was cut into parts
 	whole   atomic.Pointer[parts.Assembler] // nil until the first part came
+}
+
+// found is what a search has found so far. The two belong together: what is known to pass while the search goes on is no
+// reason to tell programs.
+type found struct {
+	limit   int  // length of the longest datagram that may be sent
+	settled bool // nothing longer will pass: programs may be told
 }
 
 // sizeSearches is what control knows. It is guarded by Overlay.mu.
@@ -118,11 +124,9 @@ func (o *Overlay) carriedLocked(l *link, s *session, handshake underlay.Path, no
 }
 
 func tellLimit(s *session, search *pmtu.Search) {
-	if limit := int32(search.Limit()); s.sizes.limit.Load() != limit {
-		s.sizes.limit.Store(limit)
-	}
-	if settled := search.Settled(); s.sizes.settled.Load() != settled {
-		s.sizes.settled.Store(settled)
+	f := found{search.Limit(), search.Settled()}
+	if old := s.sizes.found.Load(); old == nil || *old != f {
+		s.sizes.found.Store(&f)
 	}
 }
 
@@ -212,7 +216,7 @@ func (o *Overlay) sizeAnsweredLocked(l *link, id uint64, at time.Duration) {
 }
 
 // narrow reports whether the path is not known to carry the largest handshake datagrams.
-func (z *sizes) narrow() bool { return z.limit.Load() < noise.MaxDatagram }
+func (z *sizes) narrow() bool { return z.found.Load().limit < noise.MaxDatagram }
 
 // narrowLocked reports whether the path in use, or the one that was used last, is too narrow for the largest handshake datagrams.
 func (l *link) narrowLocked() bool {
@@ -251,7 +255,7 @@ func (z *sizes) assembler() *parts.Assembler {
 
 // records seals a packet for the session: in one record, or in parts where the path is narrow.
 func (s *session) records(p []byte) ([][]byte, error) {
-	room := int(s.sizes.limit.Load()) - noise.Overhead
+	room := s.sizes.found.Load().limit - noise.Overhead
 	count := parts.Count(len(p), room)
 	if count == 0 {
 		record, err := s.noise.Seal(make([]byte, 0, len(p)+noise.Overhead), 0, p)

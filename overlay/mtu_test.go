@@ -73,8 +73,8 @@ func TestNarrowPath(t *testing.T) {
 				b.want(time.Second, p)
 				time.Sleep(500 * time.Millisecond)
 			}
-			if s := a.sessionWith(b); !s.sizes.settled.Load() || min(1452, tt.size)-int(s.sizes.limit.Load()) >= 4 {
-				t.Errorf("size %d: limit %d", tt.size, s.sizes.limit.Load())
+			if s := a.sessionWith(b); !s.sizes.found.Load().settled || min(1452, tt.size)-s.sizes.found.Load().limit >= 4 {
+				t.Errorf("size %d: limit %d", tt.size, s.sizes.found.Load().limit)
 			}
 			for n := 1270; n <= 1420; n++ {
 				p := sized(a.addr, b.addr, n)
@@ -82,7 +82,7 @@ func TestNarrowPath(t *testing.T) {
 				if n <= tt.mtu-3 || n <= 1280 {
 					b.want(time.Second, p)
 				} else if n > tt.mtu {
-					mtu := max(1280, a.sessionWith(b).sizes.limit.Load()-noise.Overhead)
+					mtu := max(1280, a.sessionWith(b).sizes.found.Load().limit-noise.Overhead)
 					a.wantTooBig(p, uint32(mtu))
 				} else {
 					a.recv(latency)
@@ -122,12 +122,12 @@ func TestPathThatChanges(t *testing.T) {
 			t.Errorf("nothing came for %v", lost)
 		}
 		s := a.sessionWith(b)
-		if limit := s.sizes.limit.Load(); limit > 1096 || limit <= 1092 {
+		if limit := s.sizes.found.Load().limit; limit > 1096 || limit <= 1092 {
 			t.Errorf("limit %d", limit)
 		}
 		w.setWeather(nil)
 		use(11 * time.Minute)
-		if limit := a.sessionWith(b).sizes.limit.Load(); limit != 1452 {
+		if limit := a.sessionWith(b).sizes.found.Load().limit; limit != 1452 {
 			t.Errorf("limit %d", limit)
 		}
 	})
@@ -183,7 +183,7 @@ func TestNothingIsSwallowedOnANewPath(t *testing.T) {
 			a.want(2*latency, back)
 			time.Sleep(2 * latency)
 			for _, s := range []*session{a.sessionWith(b), b.sessionWith(a)} {
-				if limit := int(s.sizes.limit.Load()); limit < min(size, 1452)*3/4 {
+				if limit := s.sizes.found.Load().limit; limit < min(size, 1452)*3/4 {
 					t.Errorf("size %d: limit %d after two round trips", size, limit)
 				}
 			}
@@ -231,7 +231,7 @@ func TestNothingIsSwallowedAfterAMove(t *testing.T) {
 			t.Errorf("%d records were swallowed", n)
 		}
 		for _, s := range []*session{a.sessionWith(b), b.sessionWith(a)} {
-			if limit := s.sizes.limit.Load(); limit > 1096 || limit <= 1092 {
+			if limit := s.sizes.found.Load().limit; limit > 1096 || limit <= 1092 {
 				t.Errorf("limit %d", limit)
 			}
 		}
@@ -301,13 +301,13 @@ func TestLimitsAreRememberedByPath(t *testing.T) {
 		other := underlay.Path{Remote: netip.AddrPortFrom(netip.MustParseAddr("192.0.2.77"), uint16(i+1))}
 		session.path.Store(&other)
 		s.a.sizesLocked(l, now)
-		if limit := session.sizes.limit.Load(); limit != pmtu.Least || session.sizes.settled.Load() {
+		if limit := session.sizes.found.Load().limit; limit != pmtu.Least || session.sizes.found.Load().settled {
 			t.Fatalf("path %d: limit %d", i, limit)
 		}
 		if i < maxSearches {
 			session.path.Store(old)
 			s.a.sizesLocked(l, now)
-			if limit := session.sizes.limit.Load(); limit != pmtu.Least || session.sizes.settled.Load() {
+			if limit := session.sizes.found.Load().limit; limit != pmtu.Least || session.sizes.found.Load().settled {
 				t.Fatalf("limit %d after path %d", limit, i)
 			}
 			for _, p := range slices.Clone(l.sizes.probes) {
@@ -316,7 +316,7 @@ func TestLimitsAreRememberedByPath(t *testing.T) {
 				}
 			}
 			s.a.sizesLocked(l, now)
-			if limit := session.sizes.limit.Load(); limit != 1252 {
+			if limit := session.sizes.found.Load().limit; limit != 1252 {
 				t.Fatalf("limit %d after path %d was answered", limit, i)
 			}
 		}
@@ -398,7 +398,7 @@ func TestWhatNobodyIsToldComesInParts(t *testing.T) {
 		{ipPacket(s.pa.addr, s.pb.addr, packet.ICMPv6, append(body, make([]byte, 200)...)), true, 2},
 	} {
 		told.packets = nil
-		search.sizes.settled.Store(tt.settled)
+		search.sizes.found.Store(&found{1100, tt.settled})
 		r := s.record(0)
 		r.packets = nil
 		datagrams := s.sendOne(bytes.Clone(tt.p), tun.Header{})
@@ -473,12 +473,12 @@ func TestOwnInterfaceBecomesNarrow(t *testing.T) {
 	s.sendOne(bytes.Clone(p), h)
 	s.a.runTimers(s.a.now())
 	l := s.a.snap.Load().routes[addresses(s.pa.addr, s.pb.addr)].link
-	if limit := l.current.Load().sizes.limit.Load(); limit >= 1452 {
+	if limit := l.current.Load().sizes.found.Load().limit; limit >= 1452 {
 		t.Errorf("limit %d", limit)
 	}
 	s.sendOne(bytes.Clone(p), h)
 	s.a.runTimers(s.a.now())
-	if limit := l.current.Load().sizes.limit.Load(); limit > 1072 {
+	if limit := l.current.Load().sizes.found.Load().limit; limit > 1072 {
 		t.Errorf("limit %d", limit)
 	}
 	r := s.record(tun.OffloadChecksum | tun.OffloadTCP)
@@ -616,7 +616,7 @@ func TestRelayedPathIsFullAfterOneAnswer(t *testing.T) {
 		}
 	}
 	s.a.sizesLocked(l, s.a.now())
-	if limit := session.sizes.limit.Load(); limit != relayedIPv4 {
+	if limit := session.sizes.found.Load().limit; limit != relayedIPv4 {
 		t.Errorf("limit %d", limit)
 	}
 }

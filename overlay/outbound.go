@@ -161,8 +161,8 @@ func (b *outbound) send(p []byte, h *tun.Header) {
 		}
 		return
 	}
-	if room := int(s.sizes.limit.Load()) - noise.Overhead; b.longest(p, h) > room {
-		b.fit(s, p, h, &info, room)
+	if f := s.sizes.found.Load(); b.longest(p, h) > f.limit-noise.Overhead {
+		b.fit(s, p, h, &info, *f)
 		return
 	}
 	b.sealAll(s, p, h, &info)

@@ -163,8 +163,8 @@ func (o *Overlay) peerStatusLocked(r route, now moment) PeerStatus {
 	}
 	if s := l.current.Load(); s != nil {
 		p.State, p.Path = StateUp, *s.path.Load()
-		if s.sizes.settled.Load() {
-			p.MTU = int(s.sizes.limit.Load()) - noise.Overhead
+		if f := s.sizes.found.Load(); f.settled {
+			p.MTU = f.limit - noise.Overhead
 		}
 		p.Why, p.Observed = l.paths.Why(now.at), l.observed
 		for _, w := range l.paths.Status() {
