@@ -12,6 +12,7 @@ import (
 	"net"
 	"net/netip"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -319,5 +320,67 @@ func TestPathShrinks(t *testing.T) {
 		if stalled > 5*time.Second { // 0.7 s where there is nothing else to do
 			t.Errorf("to %d: nothing came for %v", mtu, stalled)
 		}
+	}
+}
+
+// TestNarrowPathsInUserspace moves bytes over narrow paths in both directions between a host with an interface and one whose
+// packets the daemon makes: its segments have to fit as well.
+func TestNarrowPathsInUserspace(t *testing.T) {
+	for _, mtu := range []int{1280, 1124} {
+		n := newNarrow(t, false, mtu)
+		planner := found(t, n.left, "planner")
+		warehouse := pilotInput[localapi.UpResult](t, n.right, planner.Invite, "up", "--tun=userspace", "--name", "warehouse", "-")
+		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+		defer cancel()
+		n.right.Must(ctx, "pilot", "serve", "7002")
+
+		listener, err := listenOn(n.left, netip.AddrPortFrom(planner.Address, 7001))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer listener.Close()
+		if err := listener.SetDeadline(time.Now().Add(30 * time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		begin := time.Now()
+		sent := make(chan Result, 1)
+		go func() { sent <- n.right.RunInput(ctx, strings.Repeat("x", moved), "pilot", "nc", "planner", "7001") }()
+		in, err := listener.AcceptTCP()
+		if err != nil {
+			t.Fatal(err, <-sent)
+		}
+		if got, err := io.Copy(io.Discard, in); err != nil || got != moved {
+			t.Fatalf("MTU %d: from userspace %d bytes came: %v", mtu, got, err)
+		}
+		from := time.Since(begin)
+		in.Close()
+		if r := <-sent; !r.OK() {
+			t.Fatal(r)
+		}
+
+		inner, err := listenOn(n.right, netip.MustParseAddrPort("127.0.0.1:7002"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer inner.Close()
+		begin = time.Now()
+		out, err := dialFrom(ctx, n.left, netip.AddrPortFrom(warehouse.Address, 7002))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer out.Close()
+		go func() {
+			_, _ = io.Copy(out, io.LimitReader(rand.NewChaCha8([32]byte{2}), moved))
+			_ = out.CloseWrite()
+		}()
+		if in, err = inner.AcceptTCP(); err != nil {
+			t.Fatal(err)
+		}
+		defer in.Close()
+		if got, err := io.Copy(io.Discard, in); err != nil || got != moved {
+			t.Fatalf("MTU %d: to userspace %d bytes came: %v", mtu, got, err)
+		}
+		t.Logf("MTU %d: %.0f Mbit/s from userspace, %.0f Mbit/s to it; drops %v and %v", mtu, rate(from), rate(time.Since(begin)),
+			drops(t, n.left), drops(t, n.right))
 	}
 }
