@@ -39,10 +39,11 @@ func (p *program) envCommand() *cli.Command {
 		},
 		Description: manual{
 			about: `In userspace mode programs reach agents through the daemon's proxies. This prints HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and
-NO_PROXY, in capitals and not, for the shell to take over; also NODE_USE_ENV_PROXY for Node.js, and PILOT_AGENT_PROXY, by
-which nodes that are started in that shell know that these proxies are not for them. Names of agents are resolved by the
-daemon: http://planner/ and http://planner.pilot.internal/ both work. What is not an agent's is refused with a 403, or "not
-allowed by ruleset" in SOCKS, unless the daemon was started with --proxy-direct.
+NO_PROXY, in capitals and not, for the shell to take over; also NODE_USE_ENV_PROXY for Node.js, which looks
+at the variables from 22.21 and 24.5 on (before, it takes a package like undici or global-agent: see docs/operating.md), and
+PILOT_AGENT_PROXY, by which nodes that are started in that shell know that these proxies are not for them. Names of agents
+are resolved by the daemon: http://planner/ and http://planner.pilot.internal/ both work. What is not an agent's is refused
+with a 403, or "not allowed by ruleset" in SOCKS, unless the daemon was started with --proxy-direct.
 
 The variables have a password, without which other users of this host would be let in too: it is that of this state folder,
 and stays the same. ALL_PROXY names the HTTP proxy, since some programs fail at the mere sight of a SOCKS proxy.`,

@@ -7,11 +7,20 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 )
 
-// packages names the Debian package of each program that labs run.
+// The libraries that programs of the labs use.
+const (
+	pythonRequests = "/usr/lib/python3/dist-packages/requests"
+	pythonSocks    = "/usr/lib/python3/dist-packages/socks.py"
+	nodeModules    = "/usr/share/nodejs"
+	nodeUndici     = nodeModules + "/undici"
+)
+
+// packages names the Debian package of each program that labs run, and of each file by its whole path.
 func packages() map[string]string {
 	return map[string]string{
 		"bash": "bash", "git": "git", "ip": "iproute2", "ss": "iproute2", "mount": "mount", "hostname": "hostname",
@@ -23,10 +32,11 @@ func packages() map[string]string {
 		"systemd-nspawn": "systemd-container", "mmdebstrap": "mmdebstrap",
 		"ssh": "openssh-client", "ssh-keygen": "openssh-client", "sshd": "openssh-server",
 		"unshare": "util-linux", "slirp4netns": "slirp4netns",
+		pythonRequests: "python3-requests", pythonSocks: "python3-socks", "node": "nodejs", nodeUndici: "node-undici",
 	}
 }
 
-// Programs ends the test, naming the command that installs them, unless all of these programs are there.
+// Programs ends the test, naming the command that installs them, unless all of these programs and files are there.
 func Programs(tb TB, names ...string) {
 	tb.Helper()
 	if missing := missing(names); len(missing) > 0 {
@@ -64,12 +74,17 @@ func Install() error {
 	return nil
 }
 
-// missing returns the packages of those programs that are not there, sorted.
+// missing returns the packages of those programs and files that are not there, sorted.
 func missing(names []string) []string {
 	table := packages()
 	var need []string
 	for _, name := range names {
-		if _, ok := lookPath(name); !ok {
+		_, ok := lookPath(name)
+		if filepath.IsAbs(name) {
+			_, err := os.Stat(name)
+			ok = err == nil
+		}
+		if !ok {
 			need = append(need, cmp.Or(table[name], name))
 		}
 	}

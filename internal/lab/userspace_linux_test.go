@@ -31,12 +31,30 @@ func (u *user) sh(ctx context.Context, line string) Result {
 // urllibScript fetches with nothing but Python's own library.
 const urllibScript = `import sys, urllib.request; print(urllib.request.urlopen(sys.argv[1], timeout=10).read().decode(), end="")`
 
+// requestsScript fetches with the library that most programs in Python use.
+const requestsScript = `import sys, requests; print(requests.get(sys.argv[1], timeout=10).text, end="")`
+
+// nodeScript fetches as programs for a Node.js do that looks at the variables by itself (22.21, and from 24 on), and with
+// undici, told of the proxy, where it doesn't.
+const nodeScript = `
+const proxy = new URL(process.env.HTTP_PROXY), [major, minor] = process.versions.node.split(".").map(Number)
+let get = fetch
+if (major < 24 && !(major == 22 && minor >= 21)) {
+	const undici = require("undici")
+	undici.setGlobalDispatcher(new undici.ProxyAgent({
+		uri: proxy.origin, token: "Basic " + Buffer.from(proxy.username + ":" + proxy.password).toString("base64"),
+	}))
+	get = undici.fetch
+}
+get(process.argv[1]).then(r => r.text()).then(text => process.stdout.write(text))
+`
+
 // Ordinary users of hosts without /dev/net/tun, and of one where it may not be used, are members of the network: unmodified
 // programs reach agents by name through the proxies, and nothing else.
 func TestUserspace(t *testing.T) {
 	ctx := deadline(t, time.Minute)
 	m, _ := openWorld(t)
-	Programs(t, "git")
+	Programs(t, "git", pythonRequests, pythonSocks, "node", nodeUndici)
 	found(t, m.a, "planner")
 	m.a.WriteFile("index.html", "the plan", 0o644)
 	m.a.Must(ctx, "sh", "-c", "git init -q work && cd work && git -c user.name=a -c user.email=a@example.com commit -q --allow-empty -m first && "+
@@ -55,12 +73,15 @@ func TestUserspace(t *testing.T) {
 			"curl -sS --max-time 10 http://planner.pilot.internal/": "the plan",
 			"curl -sS --max-time 10 --proxytunnel http://planner/":  "the plan",
 			`unset http_proxy; ALL_PROXY= all_proxy=$(` + u.pilot + ` --json env | grep -o 'socks5h://[^"]*' | head -n 1) curl -sS --max-time 10 http://planner/`: "the plan",
-			"python3 -c '" + urllibScript + "' http://planner/":                                             "the plan",
-			"git clone -q http://planner/plans.git && git -C plans log --format=%s":                         "first\n",
-			"curl -s --max-time 10 -o /dev/null -w %{http_code} http://127.0.0.1:80/ --noproxy ''":          "403",
-			"curl -s --max-time 10 -o /dev/null -w %{http_code} http://planner:81/":                         "502",
-			"curl -s --max-time 10 -o /dev/null -w %{http_code} http://192.0.2.10/":                         "403",
-			"http_proxy=${http_proxy#*@} curl -s --max-time 10 -o /dev/null -w %{http_code} http://planner": "407",
+			"python3 -c '" + urllibScript + "' http://planner/":                                                                       "the plan",
+			"python3 -c '" + requestsScript + "' http://planner/":                                                                     "the plan",
+			`eval "$(` + u.pilot + ` env --socks)"; unset http_proxy HTTP_PROXY; python3 -c '` + requestsScript + "' http://planner/": "the plan",
+			"NODE_PATH=" + nodeModules + " node -e '" + nodeScript + "' http://planner/":                                              "the plan",
+			"git clone -q http://planner/plans.git && git -C plans log --format=%s":                                                   "first\n",
+			"curl -s --max-time 10 -o /dev/null -w %{http_code} http://127.0.0.1:80/ --noproxy ''":                                    "403",
+			"curl -s --max-time 10 -o /dev/null -w %{http_code} http://planner:81/":                                                   "502",
+			"curl -s --max-time 10 -o /dev/null -w %{http_code} http://192.0.2.10/":                                                   "403",
+			"http_proxy=${http_proxy#*@} curl -s --max-time 10 -o /dev/null -w %{http_code} http://planner":                           "407",
 		} {
 			if r := u.sh(ctx, line); r.Stdout != want {
 				t.Errorf("%s: %q expected, got %v", u.Name(), want, r)
