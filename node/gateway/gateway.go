@@ -27,6 +27,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/pilot-protocol/pilot/netstack/target"
+	"github.com/pilot-protocol/pilot/node/splice"
 )
 
 // ErrForeign says that a name or an address is nobody's in the network.
@@ -76,7 +77,7 @@ type Gateway struct {
 	wanted   [2][sha256.Size]byte // hashes of user and password
 	internet *net.Dialer          // nil: it may not be reached
 	http     *http.Transport
-	buffers  sync.Pool
+	splicer  *splice.Splicer
 
 	// flows are those of callers; none begins once closing.
 	mu      sync.Mutex
@@ -89,8 +90,10 @@ func New(o Options) *Gateway {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	g := &Gateway{o: o, log: o.Log, wanted: [2][sha256.Size]byte{sha256.Sum256([]byte(o.User)), sha256.Sum256([]byte(o.Password))}}
-	g.buffers.New = func() any { return new([bufferSize]byte) }
+	g := &Gateway{
+		o: o, log: o.Log, wanted: [2][sha256.Size]byte{sha256.Sum256([]byte(o.User)), sha256.Sum256([]byte(o.Password))},
+		splicer: splice.New(),
+	}
 	if o.Direct {
 		g.internet = &net.Dialer{Resolver: o.Resolver, ControlContext: publicOnly}
 	}
@@ -131,6 +134,13 @@ func (g *Gateway) begin() bool {
 func (g *Gateway) admits(user, password []byte) bool {
 	u, p := sha256.Sum256(user), sha256.Sum256(password)
 	return subtle.ConstantTimeCompare(u[:], g.wanted[0][:])&subtle.ConstantTimeCompare(p[:], g.wanted[1][:]) == 1
+}
+
+// join makes the caller's connection one to far, until both have ended. How they end is seen by the programs on both sides.
+func (g *Gateway) join(ctx context.Context, near, far net.Conn) {
+	if err := g.splicer.Join(ctx, near, far, splice.Options{Idle: idleLimit, Half: halfLimit}); err != nil {
+		g.log.Debug("a caller's connection broke off", "error", err)
+	}
 }
 
 // dial connects a caller to where it wants to go. What is dialled is the address that was looked at.

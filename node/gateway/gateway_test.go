@@ -485,6 +485,9 @@ func TestHTTPWantsAPassword(t *testing.T) {
 	}
 }
 
+// connectPlanner asks an HTTP proxy for a tunnel.
+const connectPlanner = "CONNECT planner:22 HTTP/1.1\r\nHost: planner:22\r\nProxy-Authorization: Basic cGlsb3Q6YSBzZWNyZXQgb2YgdGhlIGRhZW1vbg==\r\n\r\n"
+
 // A tunnel passes on what was sent ahead, and the end of each side on its own.
 func TestTunnel(t *testing.T) {
 	p := start(t, Options{})
@@ -493,23 +496,39 @@ func TestTunnel(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	head := "CONNECT planner:22 HTTP/1.1\r\nHost: planner:22\r\nProxy-Authorization: Basic cGlsb3Q6YSBzZWNyZXQgb2YgdGhlIGRhZW1vbg==\r\n\r\n"
-	if got := half(t, c, head+"sent ahead"); got != "HTTP/1.1 200 Connection established\r\n\r\n10 bytes" {
+	if got := half(t, c, connectPlanner+"sent ahead"); got != "HTTP/1.1 200 Connection established\r\n\r\n10 bytes" {
 		t.Errorf("%q", got)
 	}
 }
 
-// A far end that breaks off breaks the near end off too.
+// A far end that breaks off breaks the near end off too: nobody takes what came so far for all.
 func TestResetIsPassedOn(t *testing.T) {
 	p := start(t, Options{})
-	p.network.publish(netip.AddrPortFrom(planner, 22), serve(t, func(c *net.TCPConn) { _ = c.SetLinger(0) }))
-	c, err := p.dialSOCKS(t, "planner:22")
+	p.network.publish(netip.AddrPortFrom(planner, 22), serve(t, func(c *net.TCPConn) {
+		_, _ = c.Read(make([]byte, 1))
+		_ = c.SetLinger(0)
+	}))
+	socks, err := p.dialSOCKS(t, "planner:22")
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer c.Close()
-	if n, err := c.Read(make([]byte, 1)); n != 0 || err == nil {
-		t.Errorf("%d %v", n, err)
+	tunnel, err := net.Dial("tcp", p.http)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct {
+		conn net.Conn
+		say  string
+	}{"SOCKS5": {socks, "x"}, "HTTP, with what was sent ahead": {tunnel, connectPlanner + "x"}} {
+		t.Run(name, func(t *testing.T) {
+			defer c.conn.Close()
+			if _, err := io.WriteString(c.conn, c.say); err != nil {
+				t.Fatal(err)
+			}
+			if text, err := io.ReadAll(c.conn); !errors.Is(err, syscall.ECONNRESET) {
+				t.Errorf("%q, then %v", text, err)
+			}
+		})
 	}
 }
 

@@ -142,7 +142,7 @@ func (g *Gateway) tunnel(ctx context.Context, w http.ResponseWriter, r *http.Req
 	if _, err := io.WriteString(near, "HTTP/1.1 200 Connection established\r\n\r\n"); err != nil {
 		return
 	}
-	g.splice(ctx, readAhead(near, buffered.Reader), far)
+	g.join(ctx, readAhead(near, buffered.Reader), far)
 }
 
 // readAhead is a connection from which some bytes are in a buffer.

@@ -3,13 +3,14 @@
 package gateway
 
 import (
+	"errors"
 	"io"
 	"net"
 	"sync"
 )
 
-// limited is a listener that accepts so many connections at once. It passes their CloseWrite on, which the listener of
-// golang.org/x/net/netutil does not.
+// limited is a listener that accepts so many connections at once. It passes their CloseWrite and SetLinger on, which the
+// listener of golang.org/x/net/netutil does not.
 type limited struct {
 	net.Listener
 	slots  chan struct{}
@@ -58,11 +59,29 @@ func (c *limitedConn) Close() error {
 // CloseWrite says that no more will be sent.
 func (c *limitedConn) CloseWrite() error { return closeWrite(c.Conn) }
 
+// SetLinger(0) lets Close reset the connection.
+func (c *limitedConn) SetLinger(seconds int) error { return setLinger(c.Conn, seconds) }
+
 // ahead is a connection of which something was read already.
 type ahead struct {
 	net.Conn
 	r io.Reader
 }
 
-func (c *ahead) Read(b []byte) (int, error) { return c.r.Read(b) }
-func (c *ahead) CloseWrite() error          { return closeWrite(c.Conn) }
+func (c *ahead) Read(b []byte) (int, error)  { return c.r.Read(b) }
+func (c *ahead) CloseWrite() error           { return closeWrite(c.Conn) }
+func (c *ahead) SetLinger(seconds int) error { return setLinger(c.Conn, seconds) }
+
+func closeWrite(c net.Conn) error {
+	if w, ok := c.(interface{ CloseWrite() error }); ok {
+		return w.CloseWrite()
+	}
+	return errors.ErrUnsupported
+}
+
+func setLinger(c net.Conn, seconds int) error {
+	if l, ok := c.(interface{ SetLinger(sec int) error }); ok {
+		return l.SetLinger(seconds)
+	}
+	return errors.ErrUnsupported
+}

@@ -117,7 +117,7 @@ func (g *Gateway) connect(ctx context.Context, c net.Conn, d destination) error 
 	if _, err := c.Write(appendReply(nil, replySucceeded, addrOf(far.LocalAddr()))); err != nil {
 		return err
 	}
-	g.splice(ctx, c, far)
+	g.join(ctx, c, far)
 	return nil
 }
 
