@@ -52,6 +52,7 @@ type engine struct {
 	apart   bool   // the names are those of a sandbox: other resolvers are asked from outside of it
 	socket  string // of the daemon's local API, which nobody may publish
 	log     *slog.Logger
+	slim    *time.Timer // calls slim once agents have come up, for all of them
 
 	mu    sync.Mutex // guards seats, and what they plan
 	seats []*seat    // the first is the daemon's own agent's
@@ -68,10 +69,15 @@ type engineOptions struct {
 	socket  string // of the daemon's local API
 }
 
+// slimAfter is how long after the last one of many agents came up their daemon is made small again.
+const slimAfter = 2 * time.Second
+
 // openEngine makes the interface, the sockets and the service stack. Nothing moves before run.
 func openEngine(o engineOptions) (opened *engine, err error) {
 	prefix := identity.NetworkPrefix(o.network)
 	e := &engine{zone: o.zone, prefix: prefix, service: identity.ServiceAddress(prefix), apart: o.gate != nil, socket: o.socket, log: o.log}
+	e.slim = time.AfterFunc(slimAfter, func() { slim(o.log) })
+	e.slim.Stop()
 	defer func() {
 		if err != nil {
 			e.abandon()
@@ -213,6 +219,7 @@ func (e *engine) run(ctx context.Context, page http.Handler, changed func()) err
 			err = errors.Join(err, restore)
 		}
 	}
+	e.slim.Stop()
 	err = errors.Join(err, e.guests().Close())
 	return errors.Join(err, e.stack.Close())
 }

@@ -7,6 +7,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"path/filepath"
 	"runtime/debug"
@@ -41,12 +42,21 @@ func (n *Node) Up(ctx context.Context, r localapi.UpRequest) (localapi.UpResult,
 		return localapi.UpResult{}, ctx.Err()
 	}
 	result, err := n.up(ctx, r)
-	// What coming up took, most of which is needed once, is given back: a daemon that has nothing to do should be small.
-	debug.FreeOSMemory()
-	if err := platform.Trim(); err != nil {
-		n.log.Debug("the program's pages stay in memory", "err", err)
+	if n.shared != nil {
+		n.shared.slim.Reset(slimAfter)
+	} else {
+		slim(n.log)
 	}
 	return result, explain(err)
+}
+
+// slim gives back what coming up took, most of which is needed once: a daemon that has nothing to do should be small. It
+// looks at all memory that is in use.
+func slim(log *slog.Logger) {
+	debug.FreeOSMemory()
+	if err := platform.Trim(); err != nil {
+		log.Debug("the program's pages stay in memory", "err", err)
+	}
 }
 
 func (n *Node) up(ctx context.Context, r localapi.UpRequest) (result localapi.UpResult, err error) {
