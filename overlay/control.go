@@ -288,7 +288,7 @@ func (o *Overlay) callLocked(l *link, offline bool, now moment) {
 // rescheduleLocked says when to look again.
 func (o *Overlay) rescheduleLocked(l *link, now moment) {
 	if l.current.Load() != nil || l.pending != nil || l.previous != nil {
-		o.scheduleLocked(l, now.at+l.patienceLocked(now))
+		o.scheduleLocked(l, l.nextLookLocked(now))
 	}
 	if a := &l.attempt; a.active {
 		next := min(a.next, a.started+giveUpAfter)
@@ -301,21 +301,22 @@ func (o *Overlay) rescheduleLocked(l *link, now moment) {
 	}
 }
 
-// patienceLocked is how long a link with a session need not be looked at, unless a packet goes either way. It reads what
+// nextLookLocked is when a link with a session is to be looked at, unless a packet goes either way before. It reads what
 // the loops write after actLocked has asked them to say when they do.
-func (l *link) patienceLocked(now moment) time.Duration {
+func (l *link) nextLookLocked(now moment) time.Duration {
 	last := time.Duration(l.lastData.Load())
 	if l.pending != nil || l.attempt.active || l.refresh != 0 || l.lost.Load() || l.unanswered.Load() != 0 ||
 		l.owed.Load() != 0 || now.at-last <= max(rekeyIfUsedWithin, searchWhileUsed) {
-		return lookEvery
+		return now.at + lookEvery
 	}
-	patience := quietEvery
+	// All quiet links are looked at in the same moments: a node that has many wakes once for all of them.
+	next := (now.at + quietEvery).Truncate(quietEvery)
 	for _, s := range []*session{l.current.Load(), l.previous} {
 		if s != nil {
-			patience = min(patience, noise.ExpireAfter-now.wall.Sub(s.noise.Created()))
+			next = min(next, now.at+noise.ExpireAfter-now.wall.Sub(s.noise.Created()))
 		}
 	}
-	return max(patience, time.Millisecond)
+	return max(next, now.at+time.Millisecond)
 }
 
 // flushQueueLocked sends what waited for the session.

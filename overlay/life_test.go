@@ -572,3 +572,22 @@ func TestIdleNodeRests(t *testing.T) {
 		}
 	})
 }
+
+// Links on which nothing moves are looked at in the same moments, whenever they became quiet.
+func TestQuietLinksAreLookedAtTogether(t *testing.T) {
+	var quiet link
+	const due = 90 * time.Second
+	for _, at := range []time.Duration{due - quietEvery, due - quietEvery + 1, due - quietEvery/3, due - time.Millisecond} {
+		if next := quiet.nextLookLocked(moment{at: at}); next != due {
+			t.Errorf("after %v the next look is at %v", at, next)
+		}
+	}
+	if next := quiet.nextLookLocked(moment{at: due}); next != due+quietEvery {
+		t.Errorf("after that look the next one is at %v", next)
+	}
+	used := link{}
+	used.lastData.Store(int64(due))
+	if next := used.nextLookLocked(moment{at: due + time.Millisecond}); next != due+time.Millisecond+lookEvery {
+		t.Errorf("one that is used is looked at next at %v", next)
+	}
+}
