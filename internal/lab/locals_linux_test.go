@@ -102,6 +102,9 @@ func await(t testing.TB, what string, ok func() bool) {
 // with few there is no waiting until all is quiet, and the figures mean little.
 func BenchmarkManyAgents(b *testing.B) {
 	count := 200
+	if quick() {
+		count = 20
+	}
 	if text := os.Getenv("PILOT_BENCH_AGENTS"); text != "" {
 		n, err := strconv.Atoi(text)
 		if err != nil || n < 1 {

@@ -8,7 +8,6 @@ import (
 	"net/netip"
 	"os"
 	"slices"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -43,10 +42,7 @@ func BenchmarkLossyLink(b *testing.B) {
 	}
 	i := Impairment{Loss: 0.01, Delay: 15 * time.Millisecond}
 	emulator.Set(i, i)
-	rounds, err := strconv.Atoi(os.Getenv("PILOT_BENCH_ROUNDS"))
-	if err != nil {
-		rounds = 3
-	}
+	rounds := benchRounds()
 	available := strings.Fields(left.must("sysctl", "-n", "net.ipv4.tcp_available_congestion_control"))
 	controls := slices.DeleteFunc([]string{"reno", "bbr"}, func(name string) bool { return !slices.Contains(available, name) })
 	rates := map[string][]float64{}
@@ -54,7 +50,7 @@ func BenchmarkLossyLink(b *testing.B) {
 		for range rounds {
 			for _, control := range controls {
 				for _, way := range ways {
-					rate, err := stream(left, right, netip.AddrPortFrom(way.to, 7001), control, 4*time.Second)
+					rate, err := stream(left, right, netip.AddrPortFrom(way.to, 7001), control, time.Duration(benchSeconds(4))*time.Second)
 					if err != nil {
 						b.Fatalf("%s, %s: %v", control, way.name, err)
 					}

@@ -43,10 +43,7 @@ func BenchmarkSandbox(b *testing.B) {
 		u.slirp(b, "slirp4netns, 65520", "--mtu=65520"),
 		{"no sandbox", func(program ...string) []string { return u.as(program...) }},
 	}
-	rounds, err := strconv.Atoi(os.Getenv("PILOT_BENCH_ROUNDS"))
-	if err != nil {
-		rounds = 3
-	}
+	rounds := benchRounds()
 	for _, w := range ways {
 		r.carriers = append(r.carriers, &carrier{name: w.name})
 	}
@@ -60,7 +57,7 @@ func BenchmarkSandbox(b *testing.B) {
 					{"upload, 1 stream", nil}, {"download, 1 stream", []string{"-R"}},
 					{"upload, 4 streams", []string{"-P", "4"}}, {"download, 4 streams", []string{"-P", "4", "-R"}},
 				} {
-					args := append([]string{"iperf3", "-J", "-c", "5.5.5.2", "-t", "2"}, m.args...)
+					args := append([]string{"iperf3", "-J", "-c", "5.5.5.2", "-t", strconv.Itoa(benchSeconds(2))}, m.args...)
 					r.note(m.row+", Gb/s", r.carriers[i], u.iperf(b, w.run(args...)).End.SumReceived.Rate/1e9)
 				}
 			}

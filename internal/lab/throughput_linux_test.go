@@ -26,6 +26,29 @@ import (
 // segments1200 load plain" for less.
 const tcpSeconds = 3
 
+// quick says that benchmarks are to show only that they still run (PILOT_BENCH_QUICK=1): in one round, for a second where they
+// take several, and without the search for a rate. Their figures mean nothing then.
+func quick() bool { return os.Getenv("PILOT_BENCH_QUICK") == "1" }
+
+// benchSeconds is how long a measurement takes that usually takes so long.
+func benchSeconds(usual int) int {
+	if quick() {
+		return 1
+	}
+	return usual
+}
+
+// benchRounds is how often each thing is measured.
+func benchRounds() int {
+	if rounds, err := strconv.Atoi(os.Getenv("PILOT_BENCH_ROUNDS")); err == nil {
+		return rounds
+	}
+	if quick() {
+		return 1
+	}
+	return 3
+}
+
 // carrier is a way for packets to travel between the two hosts.
 type carrier struct {
 	name    string
@@ -52,10 +75,7 @@ func BenchmarkThroughput(b *testing.B) {
 		b.Skip("the lab starts real programs in network namespaces: not in a short run")
 	}
 	r := newRace(b)
-	rounds, err := strconv.Atoi(os.Getenv("PILOT_BENCH_ROUNDS"))
-	if err != nil {
-		rounds = 3
-	}
+	rounds := benchRounds()
 	for b.Loop() {
 		for range rounds {
 			for _, c := range r.carriers {
@@ -243,7 +263,7 @@ func (r *race) note(row string, c *carrier, v float64) {
 
 func (r *race) tcp(c *carrier, row string, streams int) {
 	before := r.cpu(c)
-	rep := r.iperf(c, "-t", strconv.Itoa(tcpSeconds), "-P", strconv.Itoa(streams))
+	rep := r.iperf(c, "-t", strconv.Itoa(benchSeconds(tcpSeconds)), "-P", strconv.Itoa(streams))
 	if rep.End.SumReceived.Bytes == 0 {
 		r.tb.Logf("%s through %s: nothing arrived; iperf3 says: %s", row, c.name, rep.raw)
 	}

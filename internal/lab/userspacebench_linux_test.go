@@ -27,10 +27,7 @@ func BenchmarkUserspace(b *testing.B) {
 	if testing.Short() {
 		b.Skip("the lab starts real programs in network namespaces: not in a short run")
 	}
-	rounds, err := strconv.Atoi(os.Getenv("PILOT_BENCH_ROUNDS"))
-	if err != nil {
-		rounds = 3
-	}
+	rounds := benchRounds()
 	r := &race{Lab: New(b), tb: b, results: map[string]map[string][]float64{}}
 	r.left, r.right = r.Host("left"), r.Host("right")
 	r.cable(r.left, r.right, "192.0.2.1/24", "192.0.2.2/24")
@@ -133,8 +130,8 @@ func (r *race) toSink(c *carrier) float64 {
 	conn := r.dial(c, sinkPort)
 	defer conn.Close()
 	chunk := make([]byte, 128<<10)
-	began := time.Now()
-	for time.Since(began) < tcpSeconds*time.Second {
+	began, length := time.Now(), time.Duration(benchSeconds(tcpSeconds))*time.Second
+	for time.Since(began) < length {
 		_ = conn.SetWriteDeadline(time.Now().Add(20 * time.Second))
 		if _, err := conn.Write(chunk); err != nil {
 			r.tb.Fatalf("to %s: %v", c.name, err)
@@ -156,8 +153,8 @@ func (r *race) fromSource(c *carrier) float64 {
 	conn := r.dial(c, sourcePort)
 	defer conn.Close()
 	buf := make([]byte, 256<<10)
-	began, total := time.Now(), 0
-	for time.Since(began) < tcpSeconds*time.Second {
+	began, total, length := time.Now(), 0, time.Duration(benchSeconds(tcpSeconds))*time.Second
+	for time.Since(began) < length {
 		_ = conn.SetReadDeadline(time.Now().Add(20 * time.Second))
 		n, err := conn.Read(buf)
 		if err != nil && err != io.EOF {
