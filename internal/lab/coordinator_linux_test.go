@@ -81,6 +81,7 @@ func (x transfer) finish(ctx context.Context, t testing.TB, want [32]byte) {
 // The network does without its coordinator: what is open goes on, known peers open new connections, and a node that
 // restarts meanwhile comes back from its own state.
 func TestCoordinatorMayBeGone(t *testing.T) {
+	beside(t)
 	ctx := deadline(t, 2*time.Minute)
 	m := openTrio(t, "dig")
 	d := m.Host("d")

@@ -117,6 +117,7 @@ func freeze(t *testing.T, h *Host, length time.Duration) {
 
 // Whatever happens to the network in the middle of a download, it goes on within seconds and ends well.
 func TestDisruptions(t *testing.T) {
+	beside(t)
 	m := openMesh(t, 10*time.Millisecond, "eu-1", "eu-2")
 	const size = 12 << 20
 	stop := time.Minute

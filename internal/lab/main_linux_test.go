@@ -29,3 +29,10 @@ func open(t *testing.T) *Lab {
 	}
 	return New(t)
 }
+
+// beside lets a test run beside others that say so: it has a network of its own, waits nearly all of the time, and its limits
+// are far from what it takes.
+func beside(t *testing.T) {
+	t.Helper()
+	t.Parallel()
+}

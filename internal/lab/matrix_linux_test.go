@@ -43,6 +43,7 @@ func byLuck(a, b Kind) bool {
 
 // Sites of every two kinds connect, without any configuration, and directly wherever that is possible.
 func TestMatrix(t *testing.T) {
+	beside(t)
 	m := openMesh(t, 10*time.Millisecond, "eu-1", "eu-2")
 	kinds := Kinds()
 	var left, right []*Site

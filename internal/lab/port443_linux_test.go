@@ -12,6 +12,7 @@ import (
 // A site that lets out TCP to port 443 and nothing else, as guest networks do: the coordinator and the relay are behind that one
 // port, told apart by ALPN, and agents there reach others by name, and are reached.
 func TestOnlyPort443(t *testing.T) {
+	beside(t)
 	m := openMesh(t, 5*time.Millisecond)
 	guest, home := m.Site("guest", Port443Only), m.Site("home", EIM)
 	m.join(guest, home)

@@ -14,6 +14,7 @@ import (
 // A host with no UDP, no DNS and nothing but a proxy whose password changes all the time loses no packet. When the
 // proxy ends all its tunnels, new ones are opened with the password of that moment.
 func TestProxyOnlyWithChangingPassword(t *testing.T) {
+	beside(t)
 	m := openMesh(t, 5*time.Millisecond, "eu-1", "eu-2")
 	agent, warehouse := m.Site("agent", ProxyOnly), m.Site("warehouse", EIM)
 	ctx, cancel := context.WithCancel(t.Context())
