@@ -9,10 +9,12 @@ SBOM    := github.com/CycloneDX/cyclonedx-gomod/cmd/cyclonedx-gomod@v1.10.0
 SYSTEMS := linux/amd64 linux/arm64 darwin/amd64 darwin/arm64 windows/amd64 windows/arm64
 BIN     := $(CURDIR)/.bin
 DEBIAN  := $(BIN)/debian.tar
-# Each fuzz target runs this long; this many run at once.
+# Each fuzz target runs this long (4 s in CI); those of so many packages run at once.
 FUZZTIME ?= 10s
 FUZZJOBS ?= 2
 BENCHTIME ?= 1s
+# This many of the lab's tests run at once, of those that wait nearly all of the time.
+LABJOBS ?= 8
 # How much "make integrity" moves: all links and both directions together.
 BYTES ?= 10G
 NODES ?= 100
@@ -51,7 +53,7 @@ unit-test:
 
 ifeq ($(ROOT),yes)
 lab-test: programs build
-	PILOT_BINARY=$(CURDIR)/pilot $(GO) test -count=1 -timeout 30m ./internal/lab/...
+	PILOT_BINARY=$(CURDIR)/pilot $(GO) test -count=1 -timeout 30m -parallel $(LABJOBS) ./internal/lab/...
 else
 lab-test:
 	@[ "$$CI" != true ] || { echo "CI must run the lab, and the lab needs root" >&2; exit 1; }
@@ -62,7 +64,7 @@ endif
 programs:
 	@$(GO) run ./internal/lab/cmd/lab programs
 
-## bench: each benchmark; as root also the lab's (BENCHTIME=1x for a quick look)
+## bench: each benchmark; as root also the lab's (PILOT_BENCH_QUICK=1 make bench BENCHTIME=1x shows that they run)
 bench: $(if $(ROOT),programs build)
 	PILOT_BINARY=$(CURDIR)/pilot $(GO) test -run '^$$' -bench . -benchmem -benchtime $(BENCHTIME) -timeout 20m -p 1 $(if $(ROOT),,-short) ./...
 
@@ -119,17 +121,9 @@ cross:
 		GOOS=$${system%/*} GOARCH=$${system#*/} $(GO) vet ./...; \
 	done
 
-# Where the time ends while an input is being tried or made smaller, go test calls that "context deadline exceeded" and
-# fails (go.dev/issue/48591). A finding names its failing input.
-## fuzz: each fuzz target for FUZZTIME, FUZZJOBS at a time
+## fuzz: each fuzz target for FUZZTIME, those of FUZZJOBS packages at a time
 fuzz:
-	@set -e; list=$$(mktemp); trap 'rm -f "$$list"' EXIT; \
-	grep -rl --include='*_test.go' '^func Fuzz' . | xargs -r -n 1 dirname | sort -u | while read -r folder; do \
-		grep -ho '^func Fuzz[A-Za-z0-9_]*' "$$folder"/*_test.go | sed "s|^func |$$folder |"; \
-	done > "$$list"; \
-	echo "$$(wc -l < "$$list") fuzz targets, $(FUZZTIME) each"; \
-	[ -s "$$list" ] || exit 1; \
-	xargs -P $(FUZZJOBS) -L 1 sh -c 'out=$$($(GO) test -run "^$$" -fuzz "^$$1\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 20x -parallel 1 "$$0" 2>&1) && echo "ok   $$0 $$1" && exit; case $$out in *"Failing input"*|*panic*|*hung*) ;; *"context deadline exceeded"*) echo "ok   $$0 $$1 (the time ended within a run)"; exit ;; esac; echo "FAIL $$0 $$1"; echo "$$out"; exit 255' < "$$list"
+	@GO=$(GO) .ci/fuzz $(FUZZTIME) $(FUZZJOBS)
 
 ## packages: all that a release consists of, in dist: .deb, .rpm, .apk, .msi (with WINTUN=FILE), archives, SBOMs, SHA256SUMS
 packages: $(BIN)/nfpm-v2.45.2 $(BIN)/cyclonedx-gomod-v1.10.0
