@@ -69,8 +69,9 @@ type engineOptions struct {
 	socket  string // of the daemon's local API
 }
 
-// slimAfter is how long after the last one of many agents came up their daemon is made small again.
-const slimAfter = 2 * time.Second
+// slimAfter is how long after the last one of many agents came up their daemon is made small again: all of them have
+// greeted their peers by then.
+const slimAfter = 2 * greetTime
 
 // openEngine makes the interface, the sockets and the service stack. Nothing moves before run.
 func openEngine(o engineOptions) (opened *engine, err error) {
