@@ -5,6 +5,7 @@ package pilot
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
@@ -54,6 +55,7 @@ type Node struct {
 }
 
 // Up makes this process an agent and returns when its network is usable. ctx is for that only: the node goes on until Close.
+// An Up that ctx interrupts returns an error that is ctx.Err().
 func Up(ctx context.Context, o Options) (*Node, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
@@ -77,10 +79,14 @@ func Up(ctx context.Context, o Options) (*Node, error) {
 		stop()
 		close(n.ended)
 	}()
-	ctx, cancel := context.WithCancel(ctx)
+	alive, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(running, cancel)() // there would be nobody to do it
-	if err := n.up(ctx, o); err != nil {
+	if err := n.up(alive, o); err != nil {
+		// What was interrupted may call it something else, such as a coordinator that can't be reached.
+		if why := ctx.Err(); why != nil && !errors.Is(err, why) {
+			err = fmt.Errorf("%w: %w", why, err)
+		}
 		return nil, errors.Join(err, n.Close())
 	}
 	return n, nil
