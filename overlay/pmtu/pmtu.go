@@ -51,7 +51,6 @@ type Search struct {
 	want    int
 	guesses []int // sizes that are likely to be just right
 
-	limit   int
 	low     int  // the longest that was answered; 0: none
 	high    int  // the shortest that is too long; want+1: none is known
 	last    int  // what low was when it was last taken back; 0: never
@@ -101,11 +100,11 @@ func (s *Search) takeBack() {
 	if s.low > 0 {
 		s.last = s.low
 	}
-	s.low, s.limit = 0, Least
+	s.low = 0
 }
 
 // Limit is the length of the longest datagram that should be sent.
-func (s *Search) Limit() int { return s.limit }
+func (s *Search) Limit() int { return max(s.low, Least) }
 
 // Settled reports whether the limit is what the path carries, as far as can be known: the search has ended.
 func (s *Search) Settled() bool { return s.settled }
@@ -231,7 +230,7 @@ func (s *Search) choose() {
 		}
 		s.add(s.last)
 		for _, n := range ladder {
-			if n-s.limit > grain || s.low == 0 && again {
+			if n-s.Limit() > grain || s.low == 0 && again {
 				s.add(n)
 			}
 		}
@@ -287,7 +286,6 @@ func (s *Search) Answered(size int, rtt, now time.Duration) {
 			s.high = s.want + 1 // it was only late
 		}
 	}
-	s.limit = max(s.limit, s.low)
 	if s.settled {
 		s.settled, s.awaiting, s.round, s.due = false, false, s.round[:0], now
 		return
