@@ -8,7 +8,9 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"syscall"
 
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 )
 
@@ -89,7 +91,7 @@ func (s *nftSocket) commit(messages ...nftMessage) error {
 	if err := s.send(batch); err != nil {
 		return err
 	}
-	return s.receive(func(h unix.NlMsghdr, _ []byte) (done bool) {
+	return s.receive(func(h syscall.NlMsghdr, _ []byte) (done bool) {
 		return h.Type == unix.NLMSG_ERROR && h.Seq == last
 	})
 }
@@ -101,7 +103,7 @@ func (s *nftSocket) rules(table, chain string) (list [][]byte, err error) {
 		return nil, err
 	}
 	mine := s.sequence
-	err = s.receive(func(h unix.NlMsghdr, body []byte) (done bool) {
+	err = s.receive(func(h syscall.NlMsghdr, body []byte) (done bool) {
 		switch {
 		case h.Seq != mine:
 		case h.Type == unix.NLMSG_DONE:
@@ -126,7 +128,7 @@ func (s *nftSocket) send(b []byte) error {
 }
 
 // receive gives the kernel's messages to take until that is done, or one of them is an error.
-func (s *nftSocket) receive(take func(unix.NlMsghdr, []byte) (done bool)) error {
+func (s *nftSocket) receive(take func(syscall.NlMsghdr, []byte) (done bool)) error {
 	for {
 		n, from, err := unix.Recvfrom(s.fd, s.buffer, 0)
 		switch {
@@ -138,52 +140,29 @@ func (s *nftSocket) receive(take func(unix.NlMsghdr, []byte) (done bool)) error 
 		if from, ok := from.(*unix.SockaddrNetlink); !ok || from.Pid != 0 {
 			continue // somebody else's
 		}
-		for b := s.buffer[:n]; len(b) > 0; {
-			h, body, rest, ok := cutMessage(b)
-			if !ok {
-				return errNoAnswer
-			}
-			b = rest
-			if h.Type == unix.NLMSG_ERROR {
-				if len(body) < 4 {
+		messages, err := syscall.ParseNetlinkMessage(s.buffer[:n])
+		if err != nil {
+			return fmt.Errorf("nf_tables: %w", err)
+		}
+		for _, m := range messages {
+			if m.Header.Type == unix.NLMSG_ERROR {
+				if len(m.Data) < 4 {
 					return errNoAnswer
 				}
-				if code := int32(binary.NativeEndian.Uint32(body)); code != 0 {
+				if code := int32(binary.NativeEndian.Uint32(m.Data)); code != 0 {
 					return fmt.Errorf("nf_tables: %w", unix.Errno(-code))
 				}
 			}
-			if take(h, body) {
+			if take(m.Header, m.Data) {
 				return nil
 			}
 		}
 	}
 }
 
-// cutMessage takes the first message off what came.
-func cutMessage(b []byte) (h unix.NlMsghdr, body, rest []byte, ok bool) {
-	if len(b) < unix.NLMSG_HDRLEN {
-		return h, nil, nil, false
-	}
-	h = unix.NlMsghdr{
-		Len: binary.NativeEndian.Uint32(b), Type: binary.NativeEndian.Uint16(b[4:]), Flags: binary.NativeEndian.Uint16(b[6:]),
-		Seq: binary.NativeEndian.Uint32(b[8:]), Pid: binary.NativeEndian.Uint32(b[12:]),
-	}
-	if h.Len < unix.NLMSG_HDRLEN || uint64(h.Len) > uint64(len(b)) {
-		return h, nil, nil, false
-	}
-	return h, b[unix.NLMSG_HDRLEN:h.Len], b[min(aligned(int(h.Len)), len(b)):], true
-}
-
-// aligned rounds a length up to where the next attribute or message begins.
-func aligned(n int) int { return (n + unix.NLA_ALIGNTO - 1) &^ (unix.NLA_ALIGNTO - 1) }
-
 // nftAttribute encodes one attribute.
 func nftAttribute(kind uint16, value []byte) []byte {
-	length := unix.SizeofNlAttr + len(value)
-	b := binary.NativeEndian.AppendUint16(make([]byte, 0, aligned(length)), uint16(length))
-	b = binary.NativeEndian.AppendUint16(b, kind)
-	b = append(b, value...)
-	return b[:aligned(length)]
+	return nl.NewRtAttr(int(kind), value).Serialize()
 }
 
 func nftNested(kind uint16, parts ...[]byte) []byte {
@@ -201,14 +180,15 @@ func nftExpression(name string, attributes ...[]byte) []byte {
 	return nftNested(unix.NFTA_LIST_ELEM, nftText(unix.NFTA_EXPR_NAME, name), nftNested(unix.NFTA_EXPR_DATA, attributes...))
 }
 
-// nftEach calls f for each attribute until one is malformed or f returns false.
+// nftEach calls f for each attribute until one is malformed, at which nl.ParseRouteAttr would panic, or f returns false.
 func nftEach(b []byte, f func(kind uint16, value []byte) bool) {
 	for len(b) >= unix.SizeofNlAttr {
 		length, kind := int(binary.NativeEndian.Uint16(b)), binary.NativeEndian.Uint16(b[2:])
 		if length < unix.SizeofNlAttr || length > len(b) || !f(kind&nftTypeMask, b[unix.SizeofNlAttr:length]) {
 			return
 		}
-		b = b[min(aligned(length), len(b)):]
+		aligned := (length + unix.NLA_ALIGNTO - 1) &^ (unix.NLA_ALIGNTO - 1)
+		b = b[min(aligned, len(b)):]
 	}
 }
 
