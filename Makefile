@@ -12,7 +12,7 @@ DEBIAN  := $(BIN)/debian.tar
 # Each fuzz target runs this long (4 s in CI); those of so many packages run at once.
 FUZZTIME ?= 10s
 FUZZJOBS ?= 2
-BENCHTIME ?= 1s
+BENCHTIME ?= 500ms
 # This many of the lab's tests run at once, of those that wait nearly all of the time.
 LABJOBS ?= 8
 # How much "make integrity" moves: all links and both directions together.
@@ -66,7 +66,7 @@ programs:
 
 ## bench: each benchmark; as root also the lab's (PILOT_BENCH_QUICK=1 make bench BENCHTIME=1x shows that they run)
 bench: $(if $(ROOT),programs build)
-	PILOT_BINARY=$(CURDIR)/pilot $(GO) test -run '^$$' -bench . -benchmem -benchtime $(BENCHTIME) -timeout 20m -p 1 $(if $(ROOT),,-short) ./...
+	PILOT_BINARY=$(CURDIR)/pilot $(GO) test -v -run '^$$' -bench . -benchmem -benchtime $(BENCHTIME) -timeout 20m -p 1 $(if $(ROOT),,-short) ./...
 
 ## integrity: 10 GB through the tunnel over lossy links, hashed at both ends (root; BYTES=1G for less)
 integrity: programs build

@@ -43,7 +43,7 @@ func BenchmarkSandbox(b *testing.B) {
 		u.slirp(b, "slirp4netns, 65520", "--mtu=65520"),
 		{"no sandbox", func(program ...string) []string { return u.as(program...) }},
 	}
-	rounds := benchRounds()
+	rounds := benchRounds(2)
 	for _, w := range ways {
 		r.carriers = append(r.carriers, &carrier{name: w.name})
 	}

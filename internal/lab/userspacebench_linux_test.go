@@ -27,7 +27,7 @@ func BenchmarkUserspace(b *testing.B) {
 	if testing.Short() {
 		b.Skip("the lab starts real programs in network namespaces: not in a short run")
 	}
-	rounds := benchRounds()
+	rounds := benchRounds(2)
 	r := &race{Lab: New(b), tb: b, results: map[string]map[string][]float64{}}
 	r.left, r.right = r.Host("left"), r.Host("right")
 	r.cable(r.left, r.right, "192.0.2.1/24", "192.0.2.2/24")
