@@ -42,7 +42,7 @@ func BenchmarkLossyLink(b *testing.B) {
 	}
 	i := Impairment{Loss: 0.01, Delay: 15 * time.Millisecond}
 	emulator.Set(i, i)
-	rounds := benchRounds(2)
+	rounds := benchRounds(3)
 	available := strings.Fields(left.must("sysctl", "-n", "net.ipv4.tcp_available_congestion_control"))
 	controls := slices.DeleteFunc([]string{"reno", "bbr"}, func(name string) bool { return !slices.Contains(available, name) })
 	rates := map[string][]float64{}

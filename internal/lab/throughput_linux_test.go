@@ -22,8 +22,8 @@ import (
 )
 
 // The comparison with wireguard-go: two hosts on one cable, the same programs through each carrier in turn. Set
-// PILOT_BENCH_ROUNDS for other than 3 rounds (of 1 for the slow searches that only add detail), and PILOT_BENCH_ONLY to some of "tcp tcp4 echo udp64 udp1200 flood64 flood1200
-// segments1200 load plain" for less.
+// PILOT_BENCH_ROUNDS for other than 3 rounds (1 of the slow searches that only add detail), and PILOT_BENCH_ONLY to some of
+// "tcp tcp4 echo udp64 udp1200 flood64 flood1200 segments1200 load plain" for less.
 const tcpSeconds = 3
 
 // quick says that benchmarks are to show only that they still run (PILOT_BENCH_QUICK=1): in one round, for a second where they
